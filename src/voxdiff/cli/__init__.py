@@ -1,0 +1,1 @@
+"""The `voxdiff` command, one file a subcommand."""

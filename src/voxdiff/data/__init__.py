@@ -1,0 +1,1 @@
+"""The digital cohort, datasets of NIfTI files and their preparation."""

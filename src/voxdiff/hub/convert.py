@@ -1,0 +1,124 @@
+"""Official checkpoints into voxdiff: a state dict into a model, a checkpoint file into a pipeline folder."""
+
+import hashlib
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+
+from voxdiff.hub.card import conversion_card
+from voxdiff.hub.convert_wdm import CWDM, WDM
+from voxdiff.hub.presets import build_pipeline, find_preset
+from voxdiff.hub.state_dicts import Converter, StateDict, read_checkpoint
+
+CONVERTERS: dict[str, Converter] = {"wdm": WDM, "cwdm": CWDM}
+"""Name of the official network -> how its state dicts become one of our models."""
+
+
+def convert_state_dict(name: str, state_dict: StateDict, **overrides: Any) -> torch.nn.Module:
+    """Turns an official state dict into our model, reading the configuration off the tensors.
+
+    Args:
+        name: A key of :data:`CONVERTERS`.
+        state_dict: Official tensors by name; they are copied.
+        overrides: Configuration that no tensor tells, such as ``norm_num_groups`` (default: as published).
+
+    Returns:
+        The model in evaluation mode, every one of its tensors taken from `state_dict` and none of those left over.
+
+    Raises:
+        ValueError: The name or an override is unknown, or the state dict is not that of the named network.
+    """
+    return _find_converter(name).build(name, state_dict, overrides)
+
+
+def convert_checkpoint(
+    name: str, checkpoint_path: str | Path, out_dir: str | Path, *, preset: str, **overrides: Any
+) -> Path:
+    """Turns an official checkpoint file into a pipeline folder: components, index, model card and ``pipeline.py``.
+
+    The folder appears under its name when it is complete, or not at all.
+
+    Args:
+        name: A key of :data:`CONVERTERS`.
+        checkpoint_path: A ``.safetensors`` file, or a PyTorch checkpoint that holds nothing but the bare state dict.
+        out_dir: The folder to write; it must not exist, or be empty.
+        preset: A key of :data:`voxdiff.hub.presets.PRESETS` that belongs to `name`.
+        overrides: As for :func:`convert_state_dict`.
+
+    Returns:
+        `out_dir`.
+
+    Raises:
+        FileExistsError: `out_dir` is a file or has something in it.
+        FileNotFoundError: There is no such checkpoint.
+        OSError: The folder could not be written, for example because the disk is full.
+        ValueError: A name is unknown, the checkpoint is unreadable or of another network, or the preset contradicts it.
+    """
+    converter = _find_converter(name)
+    find_preset(preset, name)
+    out_dir, checkpoint_path = Path(out_dir), Path(checkpoint_path)
+    _require_free(out_dir)
+    model = converter.build(name, read_checkpoint(checkpoint_path), overrides)
+    pipeline = build_pipeline(preset, model)
+    digest = _sha256(checkpoint_path)
+    with _folder_at_once(out_dir) as folder:
+        pipeline.save_pretrained(folder)
+        class_name = type(pipeline).__name__
+        (folder / "pipeline.py").write_text(
+            f"import voxdiff  # noqa: F401\nfrom voxdiff import {class_name}  # noqa: F401\n"
+        )
+        card = conversion_card(name, preset, class_name, checkpoint_path.name, digest, overrides)
+        (folder / "README.md").write_text(card, encoding="utf-8")
+    return out_dir
+
+
+def _find_converter(name: str) -> Converter:
+    if name not in CONVERTERS:
+        raise ValueError(f"There is no converter {name!r}; choose one of {', '.join(CONVERTERS)}.")
+    return CONVERTERS[name]
+
+
+def _require_free(out_dir: Path) -> None:
+    if out_dir.exists() and (not out_dir.is_dir() or any(out_dir.iterdir())):
+        raise FileExistsError(
+            f"The output {str(out_dir)!r} exists already; name a folder that does not exist or is empty."
+        )
+
+
+@contextmanager
+def _folder_at_once(out_dir: Path) -> Iterator[Path]:
+    """A temporary folder beside `out_dir` that takes its place once the block has succeeded."""
+    out_dir.parent.mkdir(parents=True, exist_ok=True)
+    folder = Path(tempfile.mkdtemp(prefix=f".{out_dir.name}-", dir=out_dir.parent))
+    try:
+        try:
+            yield folder
+        except (OSError, SafetensorError) as error:
+            raise OSError(f"The folder {str(out_dir)!r} could not be written ({error}); nothing was left.") from error
+        _share(folder)
+        _require_free(out_dir)
+        if out_dir.exists():
+            out_dir.rmdir()
+        os.rename(folder, out_dir)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _share(folder: Path) -> None:
+    """Gives the permissions that ordinary files get: mkdtemp and safetensors keep theirs to the owner."""
+    mask = os.umask(0)
+    os.umask(mask)
+    for path in [folder, *folder.rglob("*")]:
+        path.chmod((0o777 if path.is_dir() else 0o666) & ~mask)
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,0 +1,1 @@
+"""Measurements on volumes from any generator; knows files and arrays, never a pipeline."""

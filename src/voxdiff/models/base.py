@@ -1,0 +1,74 @@
+"""Base class of all networks: safetensors only, strict loading."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from diffusers.configuration_utils import ConfigMixin
+from diffusers.models.modeling_utils import ModelMixin
+
+PICKLE_SUFFIXES = (".pt", ".pth", ".ckpt", ".bin", ".pkl")
+
+
+class VolumeModel(ModelMixin, ConfigMixin):
+    """A diffusers model that loads strictly: every tensor present, of the right shape, from safetensors."""
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path, **kwargs: Any):
+        """Load a model folder or Hub repository.
+
+        Takes diffusers' arguments (``subfolder``, ``dtype``, ``variant``, ``revision``, ...).
+
+        Raises:
+            ValueError: If the weights are a pickle, or a tensor is missing, unexpected or of another shape.
+        """
+        refuse_pickle(pretrained_model_name_or_path, kwargs.get("subfolder"))
+        wants_info = kwargs.pop("output_loading_info", False)
+        kwargs.setdefault("use_safetensors", True)
+        try:
+            model, info = super().from_pretrained(pretrained_model_name_or_path, output_loading_info=True, **kwargs)
+        except (RuntimeError, ValueError) as error:
+            if "shape" not in str(error) and "size mismatch" not in str(error):
+                raise
+            raise ValueError(
+                f"The weights in {pretrained_model_name_or_path} do not have the shapes that {cls.__name__}'s config.json "
+                f"asks for ({' '.join(str(error).split())[:300]}); use weights and config of the same model."
+            ) from error
+        for problem in ("missing_keys", "unexpected_keys", "mismatched_keys"):
+            if info[problem]:
+                raise ValueError(
+                    f"The weights in {pretrained_model_name_or_path} do not fit {cls.__name__}: {len(info[problem])} "
+                    f"{problem.replace('_', ' ')}, the first is {sorted(map(str, info[problem]))[0]}; use weights and "
+                    "config of the same model."
+                )
+        return (model, info) if wants_info else model
+
+
+def refuse_pickle(location: str | Path, subfolder: str | None = None) -> None:
+    """Raise ValueError if a local path is a pickled checkpoint or a folder whose only weights are pickled."""
+    path = Path(location)
+    if path.is_file() and path.suffix in PICKLE_SUFFIXES:
+        raise ValueError(_refusal(path))
+    folder = path / (subfolder or "")
+    if not folder.is_dir():
+        return
+    pickles = sorted(file for file in folder.iterdir() if file.suffix in PICKLE_SUFFIXES)
+    if pickles and not any(folder.glob("*.safetensors")) and not (folder / "model_index.json").exists():
+        raise ValueError(_refusal(pickles[0]))
+
+
+def refuse_pickled_components(folder: str | Path) -> None:
+    """Apply :func:`refuse_pickle` to every component that a pipeline folder's model_index.json names."""
+    index = Path(folder) / "model_index.json"
+    if not index.is_file():
+        return
+    for name, value in json.loads(index.read_text(encoding="utf-8")).items():
+        if isinstance(value, list) and (Path(folder) / name).is_dir():
+            refuse_pickle(folder, name)
+
+
+def _refusal(path: Path) -> str:
+    return (
+        f"{path} is a pickled checkpoint, which can run code when loaded; voxdiff loads safetensors only: turn it into a "
+        "pipeline folder with `voxdiff convert`."
+    )

@@ -1,0 +1,1 @@
+"""Measurement operators (A, A_adjoint, A_dagger)."""

@@ -1,0 +1,166 @@
+"""What all pipelines share: safe loading with provenance, and the checks of the common arguments."""
+
+import hashlib
+import inspect
+import math
+import os
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import diffusers
+import torch
+from diffusers.utils.torch_utils import randn_tensor
+
+import voxdiff
+from voxdiff.models.base import PICKLE_SUFFIXES, refuse_pickle, refuse_pickled_components
+from voxdiff.pipelines.output import peak_memory_mb, seeds_of
+from voxdiff.schedulers import check_scheduler
+
+OUTPUT_TYPES = ("nifti", "pt", "np", "latent")
+Generators = torch.Generator | list[torch.Generator] | None
+
+
+class VolumePipeline(diffusers.DiffusionPipeline):
+    """Base of every voxdiff pipeline. Not used on its own."""
+
+    _callback_tensor_inputs = ["latents"]
+    _loaded_from: dict[str, Any] | None = None
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path, **kwargs: Any):
+        """Load a pipeline from a folder or a Hub repository; weights must be safetensors.
+
+        Takes diffusers' arguments: ``dtype``, ``variant``, ``revision``, ``cache_dir``, ``local_files_only``, components
+        to replace, ... The SHA-256 of every weight file is recorded for the provenance of the volumes.
+
+        Args:
+            pretrained_model_name_or_path: A folder that holds a ``model_index.json``, or ``"organisation/name"``.
+
+        Raises:
+            ValueError: If the weights are a pickle, or do not fit the model's configuration.
+        """
+        source = os.fspath(pretrained_model_name_or_path)
+        refuse_pickle(source)
+        folder, revision = source, None
+        if not os.path.isdir(source):
+            folder = cls._download(source, dict(kwargs))
+            revision = Path(folder).name
+        refuse_pickled_components(folder)
+        kwargs.setdefault("use_safetensors", True)
+        pipe = super().from_pretrained(folder, **kwargs)
+        pipe.register_to_config(_name_or_path=source)
+        pipe._loaded_from = {"model": source, "revision": revision, "weights_sha256": _hash_weights(folder)}
+        return pipe
+
+    @classmethod
+    def _download(cls, source: str, kwargs: dict[str, Any]) -> str:
+        kwargs.setdefault("use_safetensors", True)
+        try:
+            return cls.download(source, **kwargs)
+        except OSError as error:
+            if "safetensors" not in str(error):
+                raise
+            raise ValueError(
+                f"{source} has no safetensors weights ({', '.join(PICKLE_SUFFIXES)} files are pickles, which voxdiff "
+                "refuses): turn its checkpoint into a pipeline folder with `voxdiff convert`."
+            ) from error
+
+    @property
+    def num_timesteps(self) -> int:
+        """Steps of the last call, for callbacks."""
+        return self._num_timesteps
+
+    def check_common_inputs(
+        self,
+        *,
+        batch_size: int,
+        num_inference_steps: int,
+        generator: Generators,
+        output_type: str,
+        callback_on_step_end_tensor_inputs: Sequence[str],
+    ) -> None:
+        """Raise ValueError, in one sentence, if an argument that all pipelines share cannot be used."""
+        check_scheduler(self.scheduler)
+        if not isinstance(batch_size, int) or batch_size < 1:
+            raise ValueError(f"batch_size is {batch_size!r}; give a whole number of at least 1.")
+        most = self.scheduler.config.num_train_timesteps
+        if not isinstance(num_inference_steps, int) or not 1 <= num_inference_steps <= most:
+            raise ValueError(
+                f"num_inference_steps is {num_inference_steps!r}; give a whole number from 1 to {most}, the steps the "
+                "model was trained with."
+            )
+        if isinstance(generator, list) and len(generator) != batch_size:
+            raise ValueError(
+                f"{len(generator)} generators were given for a batch of {batch_size}; give one, or one a sample."
+            )
+        if output_type not in OUTPUT_TYPES:
+            raise ValueError(f"output_type is {output_type!r}; allowed are {', '.join(OUTPUT_TYPES)}.")
+        unknown = set(callback_on_step_end_tensor_inputs) - set(self._callback_tensor_inputs)
+        if unknown:
+            raise ValueError(
+                f"callback_on_step_end_tensor_inputs names {', '.join(sorted(unknown))}; allowed are "
+                f"{', '.join(self._callback_tensor_inputs)}."
+            )
+
+    def prepare_latents(
+        self, shape: tuple[int, ...], generator: Generators, latents: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """Initial noise in float32, scaled as the scheduler wants it; given latents are standard normal noise too.
+
+        Raises:
+            ValueError: If given latents have another shape.
+        """
+        device = self._execution_device
+        if latents is None:
+            latents = randn_tensor(shape, generator=generator, device=device, dtype=torch.float32)
+        elif tuple(latents.shape) != shape:
+            raise ValueError(f"latents have the shape {tuple(latents.shape)}; this call needs {shape}.")
+        return latents.to(device, torch.float32) * getattr(self.scheduler, "init_noise_sigma", 1.0)
+
+    def step_arguments(self, generator: Generators) -> dict[str, Any]:
+        """Keyword arguments that this scheduler's ``step`` takes beyond the three common ones."""
+        takes_generator = "generator" in inspect.signature(self.scheduler.step).parameters
+        return {"generator": generator} if takes_generator else {}
+
+    def provenance(
+        self, batch_size: int, generator: Generators, *, steps: int, started: float, conditions: Any = None
+    ) -> list[dict[str, Any]]:
+        """One record a volume of how this call made it."""
+        scheduler = {key: value for key, value in self.scheduler.config.items() if not key.startswith("_")}
+        record = {
+            "voxdiff_version": voxdiff.__version__,
+            "torch_version": torch.__version__,
+            "diffusers_version": diffusers.__version__,
+            "pipeline": type(self).__name__,
+            **(self._loaded_from or {"model": None, "revision": None, "weights_sha256": None}),
+            "scheduler": {"class": type(self.scheduler).__name__, **_plain(scheduler)},
+            "num_inference_steps": steps,
+            "dtype": str(self.dtype).removeprefix("torch."),
+            "device": str(self._execution_device),
+            "conditions": conditions,
+            "batch_size": batch_size,
+            "seconds": round(time.perf_counter() - started, 3),
+            "peak_memory_mb": round(peak_memory_mb(self._execution_device), 1),
+        }
+        return [{**record, "seed": seed} for seed in seeds_of(generator, batch_size)]
+
+
+def _hash_weights(folder: str | Path) -> dict[str, str]:
+    """SHA-256 of every safetensors file below a folder, as ``sha256sum`` prints it."""
+    files = sorted(Path(folder).rglob("*.safetensors"))
+    return {file.relative_to(folder).as_posix(): _sha256(file) for file in files}
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _plain(config: dict[str, Any]) -> dict[str, Any]:
+    """What JSON can hold; infinities (a scheduler's open bounds) become strings."""
+    plain = {key: value for key, value in config.items() if isinstance(value, (str, int, float, bool, type(None)))}
+    return {
+        key: str(value) if isinstance(value, float) and not math.isfinite(value) else value for key, value in plain.items()
+    }

@@ -1,0 +1,96 @@
+"""Which diffusers schedulers voxdiff supports, and the settings each published method was made with.
+
+Every meaningful key is explicit: a key left at its default is lost when a user swaps the scheduler.
+"""
+
+from typing import Any
+
+import diffusers
+
+SUPPORTED_SCHEDULERS = {
+    "ddpm": "DDPMScheduler",
+    "ddim": "DDIMScheduler",
+    "dpm++": "DPMSolverMultistepScheduler",
+    "unipc": "UniPCMultistepScheduler",
+    "deis": "DEISMultistepScheduler",
+    "euler": "EulerDiscreteScheduler",
+    "heun": "HeunDiscreteScheduler",
+    "flow-euler": "FlowMatchEulerDiscreteScheduler",
+}
+"""Short name -> diffusers class. The last one serves models trained by flow matching, the others all the rest."""
+
+_LINEAR = {"num_train_timesteps": 1000, "beta_start": 1e-4, "beta_end": 2e-2, "beta_schedule": "linear"}
+_WDM = {**_LINEAR, "prediction_type": "sample", "timestep_spacing": "trailing", "steps_offset": 0}
+
+PRESETS: dict[str, tuple[str, dict[str, Any]]] = {
+    # WDM and cWDM as published: 1000 ancestral steps with the larger variance; x0 is clipped in image space.
+    "wdm-ddpm": ("ddpm", {**_WDM, "variance_type": "fixed_large", "clip_sample": False, "thresholding": False}),
+    "wdm-ddim": ("ddim", {**_WDM, "set_alpha_to_one": True, "clip_sample": False, "thresholding": False}),
+    # The same diffusion with a second-order solver for tens of steps.
+    "wdm-dpm++": (
+        "dpm++",
+        {
+            **_WDM,
+            "algorithm_type": "dpmsolver++",
+            "solver_order": 2,
+            "solver_type": "midpoint",
+            "lower_order_final": True,
+            "final_sigmas_type": "zero",
+            "variance_type": None,
+            "thresholding": False,
+        },
+    ),
+    "flow-matching": ("flow-euler", {"num_train_timesteps": 1000, "shift": 1.0}),
+}
+"""Name of a published setting -> (short name of the scheduler, its configuration)."""
+
+
+def make_scheduler(preset: str, **changes: Any):
+    """Build the scheduler of a named preset.
+
+    Args:
+        preset: A key of :data:`PRESETS`.
+        changes: Configuration keys to replace, such as ``prediction_type="epsilon"``.
+
+    Raises:
+        ValueError: If the preset is unknown.
+    """
+    if preset not in PRESETS:
+        raise ValueError(f"Scheduler preset {preset!r} is unknown; choose one of {', '.join(PRESETS)}.")
+    name, config = PRESETS[preset]
+    return getattr(diffusers, SUPPORTED_SCHEDULERS[name])(**{**config, **changes})
+
+
+def check_scheduler(scheduler: object) -> None:
+    """Raise ValueError unless the scheduler is one of the tested ones."""
+    received = type(scheduler).__name__
+    if received not in SUPPORTED_SCHEDULERS.values():
+        raise ValueError(
+            f"The scheduler is {received}, which voxdiff does not support; use one of {_table()}, for example "
+            "`pipe.scheduler = voxdiff.schedulers.swap_scheduler(pipe.scheduler, 'dpm++')`."
+        )
+
+
+def swap_scheduler(scheduler, name: str):
+    """Return another solver for the same diffusion: same noise schedule and prediction type.
+
+    Args:
+        scheduler: The scheduler a model was trained or saved with.
+        name: Short name, a key of :data:`SUPPORTED_SCHEDULERS`.
+
+    Raises:
+        ValueError: If the name is unknown, or one of the two is a flow-matching scheduler and the other is not.
+    """
+    if name not in SUPPORTED_SCHEDULERS:
+        raise ValueError(f"Scheduler {name!r} is not supported; choose one of {_table()}.")
+    target = SUPPORTED_SCHEDULERS[name]
+    if ("FlowMatch" in target) != ("FlowMatch" in type(scheduler).__name__):
+        raise ValueError(
+            f"A model trained with {type(scheduler).__name__} cannot be sampled with {target}: flow matching and "
+            "diffusion define time differently; keep a scheduler of its own kind."
+        )
+    return getattr(diffusers, target).from_config(scheduler.config)
+
+
+def _table() -> str:
+    return ", ".join(f"{name} ({cls})" for name, cls in SUPPORTED_SCHEDULERS.items())

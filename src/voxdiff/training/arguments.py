@@ -1,0 +1,52 @@
+"""Arguments of a training run that every method shares; saved beside the checkpoints."""
+
+from dataclasses import dataclass, field
+
+
+def option(default, text: str):
+    """A dataclass field with a default and the help text of its command-line option."""
+    return field(default=default, metadata={"help": text})
+
+
+@dataclass
+class TrainingArguments:
+    """How long, how large, how fast, where to; the names are those of diffusers' example scripts."""
+
+    output_dir: str = field(metadata={"help": "Folder for the pipeline, checkpoints, log and validation pictures."})
+    max_train_steps: int = option(10_000, "Optimiser steps in all, also when resuming.")
+    train_batch_size: int = option(2, "Samples per process and micro-batch.")
+    gradient_accumulation_steps: int = option(1, "Micro-batches per optimiser step.")
+    learning_rate: float = option(1e-4, "Peak learning rate of AdamW.")
+    lr_scheduler: str = option("constant_with_warmup", "linear, cosine, constant, constant_with_warmup, ...")
+    lr_warmup_steps: int = option(0, "Optimiser steps of warm-up.")
+    adam_beta1: float = option(0.9, "AdamW beta 1.")
+    adam_beta2: float = option(0.999, "AdamW beta 2.")
+    adam_weight_decay: float = option(0.0, "AdamW weight decay.")
+    adam_epsilon: float = option(1e-8, "AdamW epsilon.")
+    max_grad_norm: float = option(1.0, "Gradients are scaled down to this norm.")
+    mixed_precision: str = option("no", "no, bf16 or fp16; the weights stay float32.")
+    channels_last: bool = option(True, "Keep weights in channels_last_3d (faster convolutions in 16 bit).")
+    gradient_checkpointing: bool = option(False, "Trade time for memory.")
+    use_ema: bool = option(True, "Average the weights; validation and the final pipeline use the average.")
+    ema_decay: float = option(0.9999, "Decay of the average once warmed up.")
+    seed: int = option(0, "Seed of weights, order, noise and timesteps.")
+    dataloader_num_workers: int = option(0, "Worker processes that read data.")
+    checkpointing_steps: int = option(1000, "Optimiser steps between checkpoints.")
+    checkpoints_total_limit: int = option(3, "Checkpoints kept; the oldest are removed.")
+    resume_from_checkpoint: str | None = option(None, "'latest' or the path of a checkpoint.")
+    logging_steps: int = option(50, "Optimiser steps between lines of training_log.jsonl.")
+    report_to: str = option("none", "none or tensorboard.")
+    validation_steps: int = option(0, "Optimiser steps between validation pictures; 0 for none.")
+    num_validation_volumes: int = option(2, "Volumes per validation.")
+    validation_inference_steps: int = option(25, "Solver steps of the validation volumes.")
+
+    def __post_init__(self) -> None:
+        for name in (
+            "max_train_steps train_batch_size gradient_accumulation_steps checkpointing_steps checkpoints_total_limit "
+            "logging_steps"
+        ).split():
+            if getattr(self, name) < 1:
+                raise ValueError(f"--{name} is {getattr(self, name)}; give a whole number of at least 1.")
+        for name, allowed in {"mixed_precision": ("no", "bf16", "fp16"), "report_to": ("none", "tensorboard")}.items():
+            if getattr(self, name) not in allowed:
+                raise ValueError(f"--{name} is {getattr(self, name)!r}; allowed are {', '.join(allowed)}.")

@@ -1,0 +1,61 @@
+import pytest
+import torch
+import typer
+from goldens import load_golden
+from typer.testing import CliRunner
+
+import voxdiff
+from voxdiff.cli.convert import convert
+
+app = typer.Typer()
+app.command()(convert)
+
+
+def run(*arguments):
+    return CliRunner().invoke(app, [str(argument) for argument in arguments])
+
+
+@pytest.fixture
+def checkpoint(tmp_path):
+    path = tmp_path / "weights.pt"
+    torch.save(load_golden("wdm_unet")[1], path)
+    return path
+
+
+def test_convert_writes_a_folder_that_loads(checkpoint, tmp_path):
+    out = tmp_path / "out"
+    result = run("wdm", checkpoint, out, "--preset", "brats-128", "--norm-num-groups", 2)
+    assert result.exit_code == 0, result.output
+    assert "Written" in result.stdout and str(out) in result.stdout
+    assert voxdiff.Pipeline.from_pretrained(out).output_names == ["t1n"]
+
+
+@pytest.mark.parametrize(
+    "name, preset, groups, reason",
+    [
+        ("maisi", "brats-128", 2, "There is no converter 'maisi'; choose one of wdm, cwdm."),
+        ("wdm", "brats-512", 2, "The preset 'brats-512' is unknown"),
+        ("wdm", "cwdm-t1n", 2, "belongs to 'cwdm' models"),
+        ("wdm", "lidc-256", 2, "levels is 6 in the preset and 5 in the tensors"),
+        ("wdm", "lidc-128", 32, "32 groups"),
+    ],
+)
+def test_a_mistake_is_one_sentence_and_nothing_is_written(name, preset, groups, reason, checkpoint, tmp_path):
+    result = run(name, checkpoint, tmp_path / "out", "--preset", preset, "--norm-num-groups", groups)
+    assert result.exit_code == 1 and result.stdout == ""
+    assert reason in result.stderr and len(result.stderr.strip().splitlines()) == 1
+    assert [path.name for path in tmp_path.iterdir()] == ["weights.pt"]
+
+
+def test_files_that_are_absent_or_in_the_way_are_named(checkpoint, tmp_path):
+    absent = run("wdm", tmp_path / "absent.pt", tmp_path / "out", "--preset", "brats-128")
+    assert absent.exit_code == 1 and "absent.pt" in absent.stderr
+    taken = run("wdm", checkpoint, tmp_path, "--preset", "brats-128")
+    assert taken.exit_code == 1 and "exists already" in taken.stderr
+
+
+def test_help_names_the_presets():
+    result = run("--help")
+    assert result.exit_code == 0
+    for word in ("checkpoint", "out", "lidc-128", "cwdm-t2f"):
+        assert word in result.output.lower()
