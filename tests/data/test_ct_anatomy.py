@@ -27,14 +27,16 @@ def test_hounsfield_units_of_the_organs_are_those_of_the_clinic(abdomens):
         assert medians["bone"] > 120
         assert medians["lung"] < -300
         assert -20 < medians["muscle"] < 90
-        assert float(image[:2].max()) == -1000  # air around
+        assert float(image[:, [0, -1]].max()) == -1000  # air before and behind
 
 
 def test_the_table_is_gone():
     template = load_ct_template()
-    inside = template.hounsfield[0] > -700
-    behind = torch.arange(128)[None, :, None] < 18
-    assert float((inside & behind).float().sum()) == 0
+    solid = template.hounsfield[0] > -700
+    # The patient lies on fat about 20 mm thick; the table of the source is at 13 <= y < 20 beside the midline too.
+    beside = torch.cat([solid[:25, 13:20], solid[-25:, 13:20]])
+    assert not beside.any()
+    assert solid[50:70, 20:30].any()
 
 
 def test_every_subject_is_scanned_over_the_same_length(abdomens):
@@ -61,4 +63,4 @@ def test_the_patient_does_not_depend_on_the_grid(abdomens):
     coarse, fine = (abdomens[0].scan(size) for size in (32, 96))
     downsampled = torch.nn.functional.avg_pool3d(fine[None], 3)[0]
     assert float((coarse - downsampled).abs().mean()) < 25
-    assert float((abdomens[1].scan(32) - downsampled).abs().mean()) > 100
+    assert float((abdomens[1].scan(32) - downsampled).abs().mean()) > 60

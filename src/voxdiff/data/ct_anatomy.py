@@ -65,21 +65,23 @@ class CTTemplate:
 def load_ct_template() -> CTTemplate:
     """Read the embedded CT and its labels."""
     scan = load_volume(anatomy_path("ct_abdomen.nii.gz")).get_fdata(dtype=np.float32)
-    labels = load_volume(anatomy_path("ct_abdomen_labels.nii.gz")).get_fdata().astype(np.int64)
+    labels = torch.from_numpy(load_volume(anatomy_path("ct_abdomen_labels.nii.gz")).get_fdata().astype(np.int64))
     hounsfield = torch.from_numpy(scan).clamp(*CT_RANGE_HU)
-    hounsfield = torch.where(_body(hounsfield), hounsfield, torch.tensor(_AIR_HU))
+    hounsfield = torch.where(_body(hounsfield, labels > 0), hounsfield, torch.tensor(_AIR_HU))
     groups = torch.zeros(256)
     for index, organ in enumerate(ORGANS):
         for first, last in _ORGAN_IDS[organ]:
             groups[first : last + 1] = index + 1
-    return CTTemplate(_in_cube(hounsfield, _AIR_HU), _in_cube(groups[torch.from_numpy(labels)], 0.0))
+    return CTTemplate(_in_cube(hounsfield, _AIR_HU), _in_cube(groups[labels], 0.0))
 
 
-def _body(hounsfield: torch.Tensor) -> torch.Tensor:
+def _body(hounsfield: torch.Tensor, labelled: torch.Tensor) -> torch.Tensor:
     """The patient without table and blankets: what a ray along x or y from outside does not reach through air."""
     solid = (hounsfield > -300).float()[None, None]
-    eroded = -F.max_pool3d(-solid, 5, 1, 2)
-    solid = F.max_pool3d(eroded, 7, 1, 3)[0, 0] > 0  # opening drops thin shells, one voxel more keeps the skin
+    eroded = -F.max_pool3d(-solid, 3, 1, 1)
+    opened = F.max_pool3d(eroded, 5, 1, 2)[0, 0] > 0  # drops thin shells; one voxel more keeps the skin
+    # Labelled voxels keep the thin chest wall closed.
+    solid = opened | (F.max_pool3d(labelled[None, None].float(), 3, 1, 1)[0, 0] > 0)
     reached = torch.zeros_like(solid)
     for axis in (0, 1):
         reached |= solid.cumsum(axis) == 0
@@ -156,8 +158,9 @@ def draw_ct(seed: int) -> CTAnatomy:
     for sigma_mm, amplitude_mm in _VELOCITY_SCALES_MM:
         amplitude = amplitude_mm * stream.uniform(0.6, 1.3)
         velocity += amplitude * stream.field(3, _VELOCITY_GRID, sigma_mm, CT_FOV_MM)
+    velocity -= velocity.mean(dim=(1, 2, 3), keepdim=True)  # the body stays in the middle of the field of view
     affine = RandomStream(seed, "ct", "affine")
-    scale = torch.tensor([affine.uniform(0.88, 1.03), affine.uniform(0.88, 1.1), affine.uniform(0.96, 1.1)])
+    scale = torch.tensor([affine.uniform(0.86, 0.98), affine.uniform(0.88, 1.1), affine.uniform(0.96, 1.1)])
     rotation = rotation_matrix(0.0, 0.0, affine.uniform(-0.06, 0.06))
     tissue = RandomStream(seed, "ct", "tissue")
     contrast_hu = tissue.uniform(-20, 130)  # iodine: most in vessels, then kidneys, spleen, liver

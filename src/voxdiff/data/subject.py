@@ -91,6 +91,8 @@ def check_settings(*, size: int, contrasts: Sequence[str], lesions: bool, templa
             )
         if template is not None:
             raise ValueError(f"Template {template!r} was asked for with modality 'ct', which has one only; drop it.")
+        if tuple(contrasts) not in ((), ("ct",), ("t1",)):  # ("t1",) is the default
+            raise ValueError(f"Contrasts {contrasts!r} were asked for with modality 'ct', which has none; drop them.")
         return
     if not contrasts or isinstance(contrasts, str):
         raise ValueError(f"The contrasts are {contrasts!r}; give a list of some of {', '.join(MR_CONTRASTS)}.")

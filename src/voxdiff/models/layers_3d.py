@@ -18,6 +18,13 @@ def nearest_valid_sizes(size: int, factor: int) -> str:
     return f"{below} or {below + factor}" if below else f"{factor}"
 
 
+def halve(hidden_states: torch.Tensor) -> torch.Tensor:
+    """Average every 2x2x2 cell. PyTorch's pooling has no 16-bit kernel on a CPU, hence the detour in float32."""
+    if hidden_states.device.type == "cpu" and hidden_states.dtype != torch.float64:
+        return F.avg_pool3d(hidden_states.float(), 2).to(hidden_states.dtype)
+    return F.avg_pool3d(hidden_states, 2)
+
+
 class ResnetBlock3D(nn.Module):
     """Residual block of the ADM U-Net in three dimensions (Dhariwal & Nichol 2021, appendix A).
 
@@ -64,7 +71,7 @@ class ResnetBlock3D(nn.Module):
 
     def _resample(self, hidden_states: torch.Tensor) -> torch.Tensor:
         if self.resample == "down":
-            return F.avg_pool3d(hidden_states, 2)
+            return halve(hidden_states)
         if self.resample == "up":
             return F.interpolate(hidden_states, scale_factor=2.0, mode="nearest")
         return hidden_states

@@ -3,6 +3,7 @@
 Every meaningful key is explicit: a key left at its default is lost when a user swaps the scheduler.
 """
 
+from collections.abc import Mapping
 from typing import Any
 
 import diffusers
@@ -19,27 +20,38 @@ SUPPORTED_SCHEDULERS = {
 }
 """Short name -> diffusers class. The last one serves models trained by flow matching, the others all the rest."""
 
-_LINEAR = {"num_train_timesteps": 1000, "beta_start": 1e-4, "beta_end": 2e-2, "beta_schedule": "linear"}
-_WDM = {**_LINEAR, "prediction_type": "sample", "timestep_spacing": "trailing", "steps_offset": 0}
+# Timesteps that each solver's step is consistent with: DDPM and DDIM go down by 1000 // steps and must end at 0 (any other
+# end leaves the last ancestral noise in the sample); the multistep and sigma solvers take any spacing, so use both ends.
+_SPACING = {"ddpm": "leading", "ddim": "leading"}
+_DEFAULT_SPACING = "linspace"
+
+# Keys of several solvers side by side: diffusers keeps those that the present one does not know for the next one.
+_DIFFUSION = {
+    "num_train_timesteps": 1000,
+    "steps_offset": 0,
+    "clip_sample": False,
+    "thresholding": False,
+    "set_alpha_to_one": True,
+    "algorithm_type": "dpmsolver++",
+    "solver_order": 2,
+    "solver_type": "midpoint",
+    "lower_order_final": True,
+    "final_sigmas_type": "zero",
+}
+# WDM and cWDM as published: 1000 ancestral steps with the larger variance; x0 is clipped in image space.
+_WDM = {
+    **_DIFFUSION,
+    "beta_start": 1e-4,
+    "beta_end": 2e-2,
+    "beta_schedule": "linear",
+    "prediction_type": "sample",
+    "variance_type": "fixed_large",
+}
 
 PRESETS: dict[str, tuple[str, dict[str, Any]]] = {
-    # WDM and cWDM as published: 1000 ancestral steps with the larger variance; x0 is clipped in image space.
-    "wdm-ddpm": ("ddpm", {**_WDM, "variance_type": "fixed_large", "clip_sample": False, "thresholding": False}),
-    "wdm-ddim": ("ddim", {**_WDM, "set_alpha_to_one": True, "clip_sample": False, "thresholding": False}),
-    # The same diffusion with a second-order solver for tens of steps.
-    "wdm-dpm++": (
-        "dpm++",
-        {
-            **_WDM,
-            "algorithm_type": "dpmsolver++",
-            "solver_order": 2,
-            "solver_type": "midpoint",
-            "lower_order_final": True,
-            "final_sigmas_type": "zero",
-            "variance_type": None,
-            "thresholding": False,
-        },
-    ),
+    "wdm-ddpm": ("ddpm", _WDM),
+    "wdm-ddim": ("ddim", _WDM),
+    "wdm-dpm++": ("dpm++", _WDM),  # the same diffusion with a second-order solver, for tens of steps
     "flow-matching": ("flow-euler", {"num_train_timesteps": 1000, "shift": 1.0}),
 }
 """Name of a published setting -> (short name of the scheduler, its configuration)."""
@@ -58,7 +70,7 @@ def make_scheduler(preset: str, **changes: Any):
     if preset not in PRESETS:
         raise ValueError(f"Scheduler preset {preset!r} is unknown; choose one of {', '.join(PRESETS)}.")
     name, config = PRESETS[preset]
-    return getattr(diffusers, SUPPORTED_SCHEDULERS[name])(**{**config, **changes})
+    return _build(name, {**config, **changes})
 
 
 def check_scheduler(scheduler: object) -> None:
@@ -89,7 +101,13 @@ def swap_scheduler(scheduler, name: str):
             f"A model trained with {type(scheduler).__name__} cannot be sampled with {target}: flow matching and "
             "diffusion define time differently; keep a scheduler of its own kind."
         )
-    return getattr(diffusers, target).from_config(scheduler.config)
+    return _build(name, scheduler.config)
+
+
+def _build(name: str, config: Mapping[str, Any]):
+    spacing = _SPACING.get(name, _DEFAULT_SPACING)
+    config = {**config, **({} if name == "flow-euler" else {"timestep_spacing": spacing})}
+    return getattr(diffusers, SUPPORTED_SCHEDULERS[name]).from_config(config)
 
 
 def _table() -> str:

@@ -1,0 +1,115 @@
+"""voxdiff's classes as diffusers' common tests need them.
+
+Several upstream tests save a pickle and load it again. The public classes refuse pickles, so those tests see
+subclasses that allow them and change nothing else: every other check of `from_pretrained` stays in force.
+"""
+
+from unittest import mock
+
+import torch
+from cases import ModelCase, PipelineCase
+
+from voxdiff import WaveletDiffusionPipeline, WaveletUNet3DModel
+from voxdiff.schedulers import make_scheduler
+
+GRID = (8, 8, 16)
+
+
+class AllowsPickles:
+    @classmethod
+    def from_pretrained(cls, *args, **kwargs):
+        with (
+            mock.patch("voxdiff.models.base.refuse_pickle"),
+            mock.patch("voxdiff.pipelines.base.refuse_pickled_components"),
+        ):
+            return super().from_pretrained(*args, **{"use_safetensors": None, **kwargs})
+
+
+class TestedUNet(AllowsPickles, WaveletUNet3DModel):
+    pass
+
+
+class TestedPipeline(AllowsPickles, WaveletDiffusionPipeline):
+    pass
+
+
+class TranslationPipeline(TestedPipeline):
+    """One contrast in, another out; upstream knows components only, so the configuration is the default here."""
+
+    def __init__(
+        self,
+        unet: WaveletUNet3DModel,
+        scheduler: object,
+        processor: dict | None = {"intensity": "minmax"},  # noqa: B006 (diffusers reads the default)
+        wavelet: str | None = "haar",
+        band_scales: list = [3.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0],  # noqa: B006
+        output_volumes: dict = {"image": 0},  # noqa: B006
+        condition_volumes: dict | None = {"t2w": 0},  # noqa: B006
+        label_volumes: dict | None = None,
+    ) -> None:
+        super().__init__(
+            unet, scheduler, processor, wavelet, band_scales, output_volumes, condition_volumes, label_volumes
+        )
+
+
+def model_config(in_channels: int = 8) -> dict:
+    config = {"layers_per_block": 1, "norm_num_groups": 4, "block_out_channels": (8, 16)}
+    return {"in_channels": in_channels, "out_channels": 8, **config}
+
+
+def components(**config) -> dict:
+    torch.manual_seed(0)
+    unet = WaveletUNet3DModel(**{**model_config(), **config})
+    torch.nn.init.normal_(unet.conv_out.weight, std=0.05)
+    return {"unet": unet, "scheduler": make_scheduler("wdm-ddpm")}
+
+
+def model_inputs(x: int = 4, y: int = 4, z: int = 8) -> dict:
+    sample = torch.randn(2, 8, x, y, z, generator=torch.Generator().manual_seed(0))
+    return {"sample": sample, "timestep": torch.tensor([3, 500])}
+
+
+def inputs(generator: torch.Generator) -> dict:
+    common = {"batch_size": 1, "num_inference_steps": 2, "output_type": "pt"}
+    return {"size": GRID, "generator": generator, **common}
+
+
+def translation_inputs(generator: torch.Generator) -> dict:
+    condition = torch.rand(GRID, generator=torch.Generator().manual_seed(1))
+    return {
+        "condition_volumes": {"t2w": condition},
+        "generator": generator,
+        "num_inference_steps": 2,
+        "output_type": "pt",
+    }
+
+
+CASES = [
+    PipelineCase(
+        name="WaveletDiffusionPipeline",
+        pipeline_class=TestedPipeline,
+        make_components=components,
+        make_inputs=inputs,
+        output_shape=(1, *GRID),
+        required_params=frozenset({"batch_size", "size"}),
+    ),
+    PipelineCase(
+        name="WaveletDiffusionPipeline_translation",
+        pipeline_class=TranslationPipeline,
+        make_components=lambda: components(in_channels=16, skip_mode="concat"),
+        make_inputs=translation_inputs,
+        output_shape=(1, *GRID),
+        required_params=frozenset({"condition_volumes"}),
+        batch_params=frozenset({"condition_volumes"}),
+    ),
+    ModelCase(
+        name="WaveletUNet3DModel",
+        model_class=TestedUNet,
+        make_config=model_config,
+        make_inputs=model_inputs,
+        output_shape=(8, 4, 4, 8),
+        checkpointed_classes={"TestedUNet"},
+        compiled_grids=[(4, 4, 4), (4, 4, 8), (8, 8, 8)],
+        kind="unet",
+    ),
+]
