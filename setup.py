@@ -24,9 +24,13 @@ setup(
     license="Apache-2.0",
     license_files=["LICENSE", "src/voxdiff/data/anatomies/NOTICE.md"],
     python_requires=">=3.11",
-    package_dir={"": "src"},
-    packages=find_packages("src"),
-    package_data={"voxdiff": ["py.typed", "data/anatomies/*", "hub/shipped/**/*"]},
+    # The demo model travels inside the package, straight from its card: `voxdiff generate` works offline.
+    package_dir={"": "src", "voxdiff.model_cards": "model_cards"},
+    packages=[*find_packages("src"), "voxdiff.model_cards"],
+    package_data={
+        "voxdiff": ["py.typed", "data/anatomies/*"],
+        "voxdiff.model_cards": ["wdm-brain-64/*", "wdm-brain-64/unet/*", "wdm-brain-64/scheduler/*"],
+    },
     install_requires=[
         "torch>=2.11,!=2.9.*",
         "diffusers>=0.42",

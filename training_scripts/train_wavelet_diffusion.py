@@ -1,183 +1,196 @@
-"""Train WaveletDiffusionPipeline (WDM; with --condition_columns cWDM; with --wavelet none the plain 3D DDPM).
+"""Train WaveletDiffusionPipeline: WDM; with --condition_columns cWDM; with --wavelet none the plain 3D DDPM.
 
-    accelerate launch training_scripts/train_wavelet_diffusion.py --train_data_dir DIR --resolution 128 --output_dir OUT
-    accelerate launch training_scripts/train_wavelet_diffusion.py --cohort mr --resolution 64 --output_dir OUT
+accelerate launch training_scripts/train_wavelet_diffusion.py --train_data_dir DIR --resolution 128 --output_dir OUT
+accelerate launch training_scripts/train_wavelet_diffusion.py --cohort mr --resolution 64 --output_dir OUT
 """
 
-import json
+import shlex
 import sys
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import torch
 from transformers import HfArgumentParser
 
-from voxdiff.data.anatomy import BRAIN_FOV_MM
-from voxdiff.data.cohort import CohortDataset
-from voxdiff.data.ct_anatomy import CT_FOV_MM
-from voxdiff.data.volume_dataset import VolumeDataset, find_subjects
+from voxdiff.data.volume_dataset import VolumeDataset
+from voxdiff.hub.publish import publish_folder, require_login
+from voxdiff.hub.registry import resolve_model
+from voxdiff.hub.training_card import training_card
 from voxdiff.models.unet_wavelet_3d import WaveletUNet3DModel
 from voxdiff.pipelines.pipeline_wavelet_diffusion import WaveletDiffusionPipeline
 from voxdiff.schedulers import make_scheduler
-from voxdiff.training import Trainer, TrainingArguments, make_accelerator
+from voxdiff.training import DataArguments, Trainer, TrainingArguments, make_accelerator
 from voxdiff.training.arguments import option
+from voxdiff.training.checkpoints import find_checkpoint
+from voxdiff.training.data_arguments import numbers, refuse
+from voxdiff.training.log import read_log
 from voxdiff.training.objective_wavelet import WaveletDiffusionObjective
+from voxdiff.training.script import one_sentence_errors, removed_on_error, require_outside
 from voxdiff.volumes import VolumeProcessor, atomic_path
 from voxdiff.wavelets import BAND_NAMES, WaveletTransform
 
-COHORTS = {
-    "mr": ({"low": 0.0, "high": 1.0, "unit": "a.u."}, BRAIN_FOV_MM),
-    "ct": ({"low": -1000.0, "high": 1000.0, "unit": "HU"}, CT_FOV_MM),
-}
-"""Modality of the digital cohort -> intensity window and field of view in mm."""
-
-
-@dataclass
-class DataArguments:
-    """Which volumes are learnt, and how they are brought to the network's grid and range."""
-
-    train_data_dir: str | None = option(None, "Folder of NIfTI files, or a niftifolder data set with metadata.csv.")
-    split: str = option("train", "Split of a niftifolder data set, or of the cohort.")
-    cohort: str | None = option(None, "Train on the simulated digital cohort instead: mr or ct.")
-    num_subjects: int = option(1000, "Subjects of the cohort.")
-    image_columns: str = option("", "Volumes to generate, comma-separated; default: image (cohort: t1 or ct).")
-    condition_columns: str = option("", "Volumes the result is conditioned on (paired translation).")
-    label_columns: str = option("", "Which of the generated volumes are label maps, with their highest label: lesion=3.")
-    resolution: str = option("", "Grid of the volumes: one number or x,y,z; default: as they are.")
-    spacing: str = option("", "Voxel size in mm: one number or x,y,z; default: as it is.")
-    intensity: str = option("percentile", "percentile (MR), window (CT) or minmax.")
-    low: float | None = option(None, "Lower percentile, or lower end of the window in HU.")
-    high: float | None = option(None, "Upper percentile, or upper end of the window in HU.")
-    unit: str | None = option(None, "State HU for CT volumes whose lowest value is not negative.")
-    skip_bad_files: bool = option(False, "Train without the volumes that cannot be read.")
-    cache_dir: str | None = option(None, "Where prepared volumes are kept; default: OUTPUT_DIR/cache.")
+PREDICTION_TYPES = ("sample", "epsilon", "v_prediction", "flow")
 
 
 @dataclass
 class ModelArguments:
-    """The network and the diffusion; published WDM settings unless changed."""
+    """The network and the diffusion; published WDM settings unless given."""
 
     pretrained_model_name_or_path: str | None = option(None, "Start from this pipeline's weights and configuration.")
-    block_out_channels: str = option("64,128,128,256,256", "Width of each level.")
-    layers_per_block: int = option(2, "Residual blocks per level.")
-    norm_num_groups: int = option(32, "Groups of the group norms.")
-    skip_mode: str = option("", "additive or concat; default: as published, concat with conditions.")
-    wavelet: str = option("haar", "haar, or none for voxel space.")
-    band_scales: str = option("3,1,1,1,1,1,1,1", "Divisor of each band, " + " ".join(BAND_NAMES) + ".")
-    prediction_type: str = option("sample", "sample, epsilon, v_prediction, or flow.")
-    scheduler: str = option("wdm-dpm++", "Scheduler preset saved with the pipeline.")
+    block_out_channels: str | None = option(None, "Width of each level; default: 64,128,128,256,256.")
+    layers_per_block: int | None = option(None, "Residual blocks per level; default: 2.")
+    norm_num_groups: int | None = option(None, "Groups of the group norms; default: 32.")
+    skip_mode: str | None = option(None, "additive or concat; default: as published, concat with conditions.")
+    wavelet: str | None = option(None, "haar (default), or none for voxel space.")
+    band_scales: str | None = option(None, f"Divisor of each band, {' '.join(BAND_NAMES)}; default: 3,1,1,1,1,1,1,1.")
+    prediction_type: str | None = option(None, ", ".join(PREDICTION_TYPES) + "; default: sample.")
+    scheduler: str | None = option(
+        None, "Scheduler preset saved with the pipeline; default: wdm-dpm++ (flow-matching for flow)."
+    )
+
+    def __post_init__(self) -> None:
+        if self.pretrained_model_name_or_path is not None:
+            decided = [name for name in asdict(self) if name != "pretrained_model_name_or_path"]
+            refuse(self, decided, "comes from the pretrained model")
+        if self.wavelet == "none":
+            refuse(self, ["band_scales"], "belongs to --wavelet haar")
+        if self.prediction_type not in (None, *PREDICTION_TYPES):
+            raise ValueError(
+                f"--prediction_type is {self.prediction_type!r}; choose one of {', '.join(PREDICTION_TYPES)}."
+            )
+        is_flow = self.prediction_type == "flow"
+        if self.scheduler is not None and is_flow != (self.scheduler == "flow-matching"):
+            raise ValueError("--scheduler flow-matching and --prediction_type flow go together.")
+
+    def make_scheduler(self):
+        """The scheduler that is saved with the pipeline."""
+        if self.prediction_type == "flow":
+            return make_scheduler("flow-matching")
+        return make_scheduler(self.scheduler or "wdm-dpm++", prediction_type=self.prediction_type or "sample")
 
 
 def main() -> None:
     parser = HfArgumentParser((DataArguments, ModelArguments, TrainingArguments), description=__doc__)
-    data, model, training = parser.parse_args_into_dataclasses()
-    torch.manual_seed(training.seed)
-    run_config = {"data": asdict(data), "model": asdict(model), "training": asdict(training)}
+    data, model, args = parser.parse_args_into_dataclasses()
+    output_dir = Path(args.output_dir)
+    check_before_loading(data, model, args)
 
-    accelerator = make_accelerator(training)
-    pipeline = build_pipeline(data, model)
-    with accelerator.main_process_first():
-        dataset = build_dataset(data, pipeline, Path(data.cache_dir or Path(training.output_dir) / "cache"))
+    torch.manual_seed(args.seed)
+    accelerator = make_accelerator(args)
+    pipeline = load_pipeline(model) if model.pretrained_model_name_or_path else make_pipeline(data, model)
+    check_grid(pipeline)
+    cache_dir = Path(data.cache_dir or output_dir / "cache")
+    with removed_on_error(cache_dir, output_dir), accelerator.main_process_first():
+        columns = pipeline.output_names + pipeline.condition_names
+        dataset = data.make_dataset({name: pipeline.processor_of(name) for name in columns}, cache_dir)
+        left_out = dataset.check(skip_bad_files=data.skip_bad_files) if data.train_data_dir else []
+        if data.train_data_dir:
+            pipeline = with_grid(pipeline, dataset.grid, dataset.spacing)
+            check_grid(pipeline)
     if accelerator.is_main_process:
-        save_run_config(Path(training.output_dir), run_config)
-        parameters = sum(parameter.numel() for parameter in pipeline.unet.parameters())
-        print(f"{len(dataset)} subjects, {parameters / 1e6:.2f} M parameters, {accelerator.num_processes} process(es)")
+        report(dataset, left_out, pipeline, accelerator.num_processes)
+
+    run_config = {"data": asdict(data), "model": asdict(model), "training": asdict(args), "command": command()}
+    inputs = validation_inputs(pipeline, dataset, args.num_validation_volumes, data.known_unit)
     objective = WaveletDiffusionObjective(pipeline)
-    Trainer(accelerator, pipeline, "unet", objective, dataset, training, run_config).train()
+    trainer = Trainer(accelerator, pipeline, "unet", objective, dataset, args, run_config, inputs)
+    pipeline = trainer.train()
+    if accelerator.is_main_process:
+        publish(pipeline, run_config, data.describe(len(dataset)), trainer.global_batch_size)
 
 
-def build_pipeline(data: DataArguments, model: ModelArguments) -> WaveletDiffusionPipeline:
+def check_before_loading(data: DataArguments, model: ModelArguments, args: TrainingArguments) -> None:
     if model.pretrained_model_name_or_path:
-        return WaveletDiffusionPipeline.from_pretrained(model.pretrained_model_name_or_path)
-    outputs = names(data.image_columns) or [{"mr": "t1", "ct": "ct"}.get(data.cohort or "", "image")]
-    conditions = names(data.condition_columns)
-    wavelet = None if model.wavelet == "none" else model.wavelet
+        data.require_no_model_options()
+    if data.train_data_dir:
+        require_outside(Path(args.output_dir), Path(data.train_data_dir))
+    find_checkpoint(Path(args.output_dir), args.resume_from_checkpoint)
+    if args.push_to_hub:
+        require_login()
+
+
+def load_pipeline(model: ModelArguments) -> WaveletDiffusionPipeline:
+    loaded = WaveletDiffusionPipeline.from_pretrained(
+        resolve_model(model.pretrained_model_name_or_path), dtype=torch.float32
+    )
+    return rebuilt(loaded, loaded.volume_processor)
+
+
+def make_pipeline(data: DataArguments, model: ModelArguments) -> WaveletDiffusionPipeline:
+    (outputs, conditions), labels = data.volume_names, data.labels
+    wavelet = None if model.wavelet == "none" else model.wavelet or "haar"
+    transform = {"band_scales": numbers("band_scales", model.band_scales, float)} if model.band_scales else {}
     channels = WaveletTransform(wavelet).channels_per_volume
+    config = {"layers_per_block": model.layers_per_block, "norm_num_groups": model.norm_num_groups}
+    if model.block_out_channels:
+        config["block_out_channels"] = tuple(numbers("block_out_channels", model.block_out_channels, int))
     unet = WaveletUNet3DModel(
         in_channels=channels * (len(outputs) + len(conditions)),
         out_channels=channels * len(outputs),
-        block_out_channels=tuple(numbers(model.block_out_channels, int)),
-        layers_per_block=model.layers_per_block,
         skip_mode=model.skip_mode or ("concat" if conditions else "additive"),
-        norm_num_groups=model.norm_num_groups,
+        **{name: value for name, value in config.items() if value is not None},
     )
-    labels = dict(item.split("=") for item in names(data.label_columns))
     return WaveletDiffusionPipeline(
         unet,
-        build_scheduler(model),
-        processor=build_processor(data).to_dict(),
+        model.make_scheduler(),
+        processor=data.make_processor().to_dict(),
         wavelet=wavelet,
-        band_scales=numbers(model.band_scales, float),
         output_volumes={name: place for place, name in enumerate(outputs)},
         condition_volumes={name: place for place, name in enumerate(conditions)},
-        label_volumes={name: int(highest) for name, highest in labels.items()},
+        label_volumes=labels,
+        **transform,
     )
 
 
-def build_scheduler(model: ModelArguments):
-    if model.prediction_type == "flow":
-        return make_scheduler("flow-matching")
-    return make_scheduler(model.scheduler, prediction_type=model.prediction_type)
+def with_grid(pipeline: WaveletDiffusionPipeline, grid: tuple, spacing: tuple | None) -> WaveletDiffusionPipeline:
+    """The pipeline with the data's own grid and voxel size, where none was asked for."""
+    processor = pipeline.volume_processor
+    return rebuilt(pipeline, replace(processor, size=processor.size or grid, spacing=processor.spacing or spacing))
 
 
-def build_processor(data: DataArguments) -> VolumeProcessor:
-    size, spacing = triple(data.resolution, int), triple(data.spacing, float)
-    if data.cohort is None:
-        return VolumeProcessor(size=size, spacing=spacing, intensity=data.intensity, low=data.low, high=data.high)
-    if size is None or len(set(size)) > 1:
-        raise SystemExit(f"The cohort is drawn on cubes, --resolution is {data.resolution!r}; give one number, such as 64.")
-    window, field_of_view = COHORTS[data.cohort]
-    return VolumeProcessor(size=size, spacing=(field_of_view / size[0],) * 3, intensity="window", **window)
+def rebuilt(pipeline: WaveletDiffusionPipeline, processor: VolumeProcessor) -> WaveletDiffusionPipeline:
+    """The same components and configuration with another processor, and without a record of where they came from."""
+    config = {key: pipeline.config[key] for key in pipeline.config if key not in pipeline.components and key[0] != "_"}
+    return WaveletDiffusionPipeline(**pipeline.components, **{**config, "processor": processor.to_dict()})
 
 
-def build_dataset(data: DataArguments, pipeline: WaveletDiffusionPipeline, cache_dir: Path) -> VolumeDataset:
-    columns = pipeline.output_names + pipeline.condition_names
-    processors = {name: pipeline.processor_of(name) for name in columns}
-    if data.cohort:
-        contrasts = tuple(name for name in columns if name not in ("lesion", "tissue", "ct"))
-        cohort = CohortDataset(
-            data.num_subjects,
-            split=data.split,
-            size=pipeline.volume_processor.size[0],
-            contrasts=contrasts or ("t1",),
-            lesions="lesion" in columns,
-            modality=data.cohort,
-            cache_dir=cache_dir,
-        )
-        return VolumeDataset(cohort, processors, unit="HU" if data.cohort == "ct" else None)
-    if not data.train_data_dir:
-        raise SystemExit("No data: give --train_data_dir DIR with NIfTI files, or --cohort mr for the simulated cohort.")
-    dataset = VolumeDataset(
-        find_subjects(data.train_data_dir, columns, split=data.split), processors, cache_dir=cache_dir, unit=data.unit
-    )
-    for problem in dataset.check(skip_bad_files=data.skip_bad_files):
+def check_grid(pipeline: WaveletDiffusionPipeline) -> None:
+    if pipeline.volume_processor.size is not None:
+        conditions = [dict.fromkeys(pipeline.condition_names)] if pipeline.condition_names else []
+        pipeline.check_inputs(conditions, pipeline.volume_processor.size)
+
+
+def validation_inputs(pipeline: WaveletDiffusionPipeline, dataset: VolumeDataset, count: int, unit: str | None) -> dict:
+    """A translation model is shown the conditions of the first training subjects."""
+    if not pipeline.condition_names:
+        return {}
+    subjects = [dataset.volumes(index % len(dataset), pipeline.condition_names) for index in range(count)]
+    return {"condition_volumes": subjects, "unit": unit}
+
+
+def report(dataset: VolumeDataset, left_out: list[str], pipeline: WaveletDiffusionPipeline, processes: int) -> None:
+    for problem in left_out:
         print(f"left out: {problem}")
-    return dataset
+    parameters = sum(parameter.numel() for parameter in pipeline.unet.parameters())
+    print(f"{len(dataset)} subjects, {parameters / 1e6:.2f} M parameters, {processes} process(es)", flush=True)
 
 
-def save_run_config(output_dir: Path, run_config: dict) -> None:
-    output_dir.mkdir(parents=True, exist_ok=True)
-    with atomic_path(output_dir / "run.json") as temporary:
-        Path(temporary).write_text(json.dumps(run_config, indent=2), encoding="utf-8")
+def command() -> str:
+    return shlex.join(["accelerate", "launch", *sys.argv])
 
 
-def names(text: str) -> list[str]:
-    return [name.strip() for name in text.split(",") if name.strip()]
-
-
-def numbers(text: str, kind: type) -> list:
-    return [kind(item) for item in names(text)]
-
-
-def triple(text: str, kind: type) -> tuple | None:
-    values = numbers(text, kind)
-    if len(values) not in (0, 1, 3):
-        raise SystemExit(f"{text!r} is neither one number nor three (x,y,z).")
-    return tuple(values * 3 if len(values) == 1 else values) or None
+def publish(pipeline: WaveletDiffusionPipeline, run_config: dict, data: str, global_batch_size: int) -> None:
+    """Write the card beside the trained pipeline, and send both to the Hub if that was asked for."""
+    args = run_config["training"]
+    output_dir = Path(args["output_dir"])
+    loss = read_log(output_dir / "training_log.jsonl")[-1]["loss"]
+    card = training_card(pipeline, run_config, data=data, global_batch_size=global_batch_size, final_loss=loss)
+    with atomic_path(output_dir / "README.md") as temporary:
+        temporary.write_text(card, encoding="utf-8")
+    if args["push_to_hub"]:
+        print(publish_folder(output_dir, args["hub_model_id"], private=args["hub_private_repo"]))
 
 
 if __name__ == "__main__":
-    try:
+    with one_sentence_errors():
         main()
-    except (ValueError, OSError, FloatingPointError) as error:
-        sys.exit(f"error: {error}")

@@ -163,7 +163,13 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
 
 
 def save_volumes(
-    output: Any, directory: str | Path, *, prefix: str = "volume", png: bool = False, dicom: bool = False
+    output: Any,
+    directory: str | Path,
+    *,
+    prefix: str = "volume",
+    first_index: int = 0,
+    png: bool = False,
+    dicom: bool = False,
 ) -> list[Path]:
     """Writes each volume of a pipeline's output as NIfTI with its record beside it.
 
@@ -174,6 +180,7 @@ def save_volumes(
         output: Has `.volumes`, a list of `nibabel.Nifti1Image`, and `.provenance`, one record a volume.
         directory: Created if missing.
         prefix: How the names begin.
+        first_index: Number of the first volume, where several calls fill one directory.
         png: Also write a three-plane picture, `<prefix>-000i.png`.
         dicom: Also write a DICOM series into the folder `<prefix>-000i-dicom`.
 
@@ -199,7 +206,7 @@ def save_volumes(
     directory = Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
     paths = []
-    for index, (image, text) in enumerate(zip(volumes, texts, strict=True)):
+    for index, (image, text) in enumerate(zip(volumes, texts, strict=True), first_index):
         name = f"{prefix}-{index:04d}"
         with contextlib.ExitStack() as stack:
             volume_path = stack.enter_context(atomic_path(directory / f"{name}.nii.gz"))

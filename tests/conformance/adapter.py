@@ -21,8 +21,10 @@ class AllowsPickles:
         with (
             mock.patch("voxdiff.models.base.refuse_pickle"),
             mock.patch("voxdiff.pipelines.base.refuse_pickled_components"),
+            mock.patch("voxdiff.models.base.safetensors_only", lambda use_safetensors: use_safetensors),
+            mock.patch("voxdiff.pipelines.base.safetensors_only", lambda use_safetensors: use_safetensors),
         ):
-            return super().from_pretrained(*args, **{"use_safetensors": None, **kwargs})
+            return super().from_pretrained(*args, **kwargs)
 
 
 class TestedUNet(AllowsPickles, WaveletUNet3DModel):
@@ -52,9 +54,8 @@ class TranslationPipeline(TestedPipeline):
         )
 
 
-def model_config(in_channels: int = 8) -> dict:
-    config = {"layers_per_block": 1, "norm_num_groups": 4, "block_out_channels": (8, 16)}
-    return {"in_channels": in_channels, "out_channels": 8, **config}
+def model_config() -> dict:
+    return {"layers_per_block": 1, "norm_num_groups": 4, "block_out_channels": (8, 16)}
 
 
 def components(**config) -> dict:

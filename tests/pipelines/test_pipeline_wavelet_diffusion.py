@@ -112,7 +112,9 @@ def test_each_sample_depends_on_its_own_generator_only(pipe, name):
 
 def test_one_generator_draws_the_whole_batch(pipe):
     latents = torch.randn((2, 8, 8, 8, 4), generator=seeded(1))
-    torch.testing.assert_close(sample(pipe, batch_size=2, generator=seeded(1)), sample(pipe, batch_size=2, latents=latents))
+    torch.testing.assert_close(
+        sample(pipe, batch_size=2, generator=seeded(1)), sample(pipe, batch_size=2, latents=latents)
+    )
 
 
 def test_the_same_call_twice_gives_the_same_volume(pipe):
@@ -151,7 +153,9 @@ def test_several_outputs_and_a_label_map():
     assert set(volumes[:, 1].unique().tolist()) <= {0, 1, 2, 3}
     image = pipe(num_inference_steps=2, generator=seeded(0)).volumes[0]
     assert image.shape == (16, 16, 8, 2)
-    np.testing.assert_array_equal(image.affine, np.diag([2, 2, 3, 1]) + np.array([[0, 0, 0, t] for t in (-15, -15, -10.5, 0)]))
+    np.testing.assert_array_equal(
+        image.affine, np.diag([2, 2, 3, 1]) + np.array([[0, 0, 0, t] for t in (-15, -15, -10.5, 0)])
+    )
 
 
 # --- geometry, output, provenance ------------------------------------------------------------------------------------
@@ -229,7 +233,9 @@ def test_the_result_lies_on_the_conditions_own_grid(translation_pipe):
 
 def test_a_model_without_a_grid_pads_the_conditions():
     pipe = make_pipeline(
-        make_unet(16, 8, skip_mode="concat"), processor=make_processor(size=None, spacing=None), condition_volumes={"t2": 0}
+        make_unet(16, 8, skip_mode="concat"),
+        processor=make_processor(size=None, spacing=None),
+        condition_volumes={"t2": 0},
     )
     image = pipe({"t2": condition_image(0, (13, 17, 7))}, num_inference_steps=1, generator=seeded(0)).volumes[0]
     assert image.shape == (13, 17, 7)
@@ -278,7 +284,9 @@ def test_missing_or_wrong_conditions_raise(translation_pipe):
     with pytest.raises(ValueError, match="names t1c; this model takes t1c, t2w"):
         sample(translation_pipe, condition_volumes={"t1c": condition_image()})
     with pytest.raises(ValueError, match="whose grid decides"):
-        sample(translation_pipe, condition_volumes={"t1c": condition_image(), "t2w": condition_image()}, size=(16, 16, 8))
+        sample(
+            translation_pipe, condition_volumes={"t1c": condition_image(), "t2w": condition_image()}, size=(16, 16, 8)
+        )
 
 
 def test_conditions_on_different_grids_raise():

@@ -2,77 +2,76 @@
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
-from safetensors.torch import load_file, save_file
+from rich.console import Console
+from rich.progress import track
+from safetensors import safe_open
+from safetensors.torch import save_file
 from torch.utils.data import Dataset
 
+from voxdiff import __version__
 from voxdiff.volumes import VolumeProcessor, atomic_path
 
-NIFTI_SUFFIXES = (".nii.gz", ".nii")
+_SUFFIXES = (".nii.gz", ".nii")
 _METADATA = ("metadata.csv", "metadata.jsonl", "metadata.parquet")
 
 
-def find_subjects(folder: str | Path, columns: Sequence[str], *, split: str = "train") -> Sequence[Mapping[str, Any]]:
-    """List the subjects of a folder as mappings column → volume.
+def find_subjects(folder: str | Path, columns: Sequence[str], *, split: str | None = None) -> list[dict[str, Any]]:
+    """List the subjects of a folder as mappings column → path, with a ``subject_id``.
 
     A folder with a ``metadata.csv`` (or ``.jsonl``) is read as a `niftifolder` data set: one column a contrast
-    (``t1_file_name`` gives ``t1``) and splits from ``train/``, ``test/`` folders. Any other folder is searched for NIfTI
-    files: with one column every file is a subject; with several, the files of one directory are a subject and a file
-    belongs to the column its name ends with (``BraTS-0001-t1n.nii.gz`` to ``t1n``).
+    (``t1_file_name`` gives ``t1``) and splits from ``train/``, ``test/`` folders. Any other folder is searched for
+    NIfTI files: with one column every file is a subject; with several, a file belongs to the column its name ends with,
+    and the files of one directory that begin alike are a subject (``BraTS-1-t1n.nii.gz``, ``BraTS-1-t2w.nii.gz``).
 
     Args:
         folder: The folder.
         columns: Names of the volumes each subject must have.
-        split: Split of a `niftifolder` data set.
+        split: Split of the data set, in a folder without metadata the name of a subfolder; None is ``train`` where
+            there is such a split.
 
     Raises:
         FileNotFoundError: If the folder or its volumes are missing.
-        ValueError: If the data set has no such column, or a subject lacks a volume.
+        ValueError: If the data set has no such split or column, or a subject lacks a volume.
     """
     folder = Path(folder)
     if not folder.is_dir():
         raise FileNotFoundError(f"The data folder {folder} does not exist; give a folder of .nii.gz files.")
     if any(next(folder.rglob(name), None) for name in _METADATA):
-        return load_nifti_dataset("niftifolder", columns, split=split, data_dir=str(folder))
-    files = sorted(file for file in folder.rglob("*") if file.name.endswith(NIFTI_SUFFIXES))
+        return _read_niftifolder(folder, columns, split or "train")
+    if split is not None and not (folder / split).is_dir():
+        raise ValueError(
+            f"{folder} has no metadata.csv and no folder {split!r}; leave the split out, or name a folder."
+        )
+    root = folder / (split or "train")
+    files = [
+        file
+        for file in sorted((root if root.is_dir() else folder).rglob("*"))
+        if file.name.endswith(_SUFFIXES) and not file.name.startswith(".")
+    ]
     if not files:
         raise FileNotFoundError(f"{folder} holds no NIfTI file (.nii, .nii.gz); put the training volumes there.")
     if len(columns) == 1:
         return [{"subject_id": _stem(file), columns[0]: file} for file in files]
-    return [_subject_of(directory, files, columns) for directory in sorted({file.parent for file in files})]
+    return _group_by_name(folder, files, columns)
 
 
-def load_nifti_dataset(name: str, columns: Sequence[str], *, split: str = "train", **options: Any):
-    """Load a data set with NIfTI columns through Hugging Face `datasets`: ``niftifolder``, a folder or a Hub name.
-
-    Raises:
-        ValueError: If a column is missing.
-    """
-    from datasets import load_dataset
-
-    dataset = load_dataset(name, split=split, **options)
-    missing = [column for column in columns if column not in dataset.column_names]
-    if missing:
-        raise ValueError(
-            f"The data set {options.get('data_dir', name)} has no column {', '.join(missing)}; its columns are "
-            f"{', '.join(dataset.column_names)}."
-        )
-    return dataset.select_columns([*columns, *(["subject_id"] if "subject_id" in dataset.column_names else [])])
-
-
-class VolumeDataset(Dataset):
+class VolumeDataset(Dataset[dict[str, torch.Tensor]]):
     """Subjects as tensors, each volume brought through its processor.
 
     Args:
         subjects: What :func:`find_subjects` returns, or any sequence of mappings column → volume (path, NIfTI image,
             array or tensor).
         processors: Column → processor. Only these columns are read.
-        cache_dir: Where prepared subjects are kept (safetensors, keyed by processors and source); None keeps nothing.
-        unit: Unit of the volumes where a processor asks for it.
+        cache_dir: Where subjects prepared from files are kept, as safetensors, keyed by file and processor. None keeps
+            nothing.
+        unit: Unit of the volumes, where a processor asks for it (``"HU"``).
 
     Items are dicts column → float32 ``(1, x, y, z)`` in the processor's value range.
     """
@@ -87,7 +86,7 @@ class VolumeDataset(Dataset):
     ) -> None:
         self.subjects = subjects
         self.processors = dict(processors)
-        self.cache_dir = Path(cache_dir) if cache_dir else None
+        self.cache_dir = Path(cache_dir) if cache_dir is not None else None
         self.unit = unit
         self.indices = list(range(len(subjects)))
 
@@ -95,20 +94,15 @@ class VolumeDataset(Dataset):
         return len(self.indices)
 
     def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
-        place = self.indices[index]
-        cached = self._cache_path(place)
-        if cached is not None and cached.exists():
-            return load_file(cached)
-        subject = self.subjects[place]
-        tensors = {name: self._prepare(subject[name], processor) for name, processor in self.processors.items()}
-        if cached is not None:
-            cached.parent.mkdir(parents=True, exist_ok=True)
-            with atomic_path(cached) as temporary:
-                save_file(tensors, temporary)
-        return tensors
+        return self._load(self.subjects[self.indices[index]])[0]
+
+    def volumes(self, index: int, columns: Iterable[str]) -> dict[str, Any]:
+        """The volumes of a subject as they were given, such as conditions for a pipeline."""
+        subject = self.subjects[self.indices[index]]
+        return {name: subject[name] for name in columns}
 
     def check(self, *, skip_bad_files: bool = False) -> list[str]:
-        """Read every subject once, before the training starts.
+        """Read every subject once, before the training starts; afterwards ``grid`` and ``spacing`` are known.
 
         Args:
             skip_bad_files: Leave unreadable subjects out instead of raising.
@@ -119,68 +113,126 @@ class VolumeDataset(Dataset):
         Raises:
             ValueError: If a subject cannot be read and is not to be skipped, none is left, or their grids differ.
         """
-        good, problems, grids = [], [], {}
-        for position, place in enumerate(self.indices):
+        good, problems, grids, spacings = [], [], set(), set()
+        for place in track(self.indices, "Reading volumes", console=Console(stderr=True), transient=True):
+            subject = self.subjects[place]
             try:
-                grids.setdefault(tuple(next(iter(self[position].values())).shape[1:]), place)
-                good.append(place)
-            except (OSError, ValueError, EOFError) as error:
-                problems.append(f"{self._name(place)}: {error}")
+                tensors, spacing = self._load(subject)
+                grids.add(_common_grid(tensors))
+            except (OSError, ValueError) as error:
+                problems.append(f"{subject.get('subject_id', f'subject {place}')}: {str(error).rstrip('.')}")
+                continue
+            good.append(place)
+            spacings.add(spacing)
         if problems and not skip_bad_files:
             raise ValueError(
-                f"{len(problems)} of {len(self)} subjects cannot be used ({'; '.join(problems[:3])}); repair or remove "
+                f"{len(problems)} of {len(self)} subjects cannot be used ({_first_of(problems)}); repair or remove "
                 "them, or pass --skip_bad_files to train without them."
             )
         if not good:
-            raise ValueError(f"None of the {len(self)} subjects can be used ({'; '.join(problems[:3])}).")
+            raise ValueError(f"None of the {len(self)} subjects can be used ({_first_of(problems)}).")
         if len(grids) > 1:
             raise ValueError(
-                f"The subjects have different grids ({', '.join(map(str, sorted(grids)[:4]))}); give one grid with "
-                "--resolution (and --spacing where voxel sizes differ)."
+                f"The subjects have different grids ({', '.join(map(str, sorted(grids)[:4]))}); bring them to one with "
+                "--resolution (and --spacing, where voxel sizes differ)."
             )
         self.indices = good
+        self.grid = grids.pop()
+        self.spacing = spacings.pop() if len(spacings) == 1 else None
         return problems
 
-    def _prepare(self, volume: Any, processor: VolumeProcessor) -> torch.Tensor:
-        unit = self.unit if processor.unit == "HU" else None
-        if isinstance(volume, torch.Tensor) and volume.ndim == 4:  # (1, x, y, z), an item of another data set
-            volume = volume[0]
-        return processor.preprocess(volume, unit=unit)[0][0]
+    def _load(self, subject: Mapping[str, Any]) -> tuple[dict[str, torch.Tensor], tuple[float, ...]]:
+        """The tensors of a subject, and the voxel size of its first volume on the grid of the tensors."""
+        cached = self._cache_path(subject)
+        if cached is not None and cached.exists():
+            with safe_open(cached, framework="pt") as file:
+                return {name: file.get_tensor(name) for name in self.processors}, _spacing(file.metadata()["spacing"])
+        prepared = {name: self._prepare(subject[name], processor) for name, processor in self.processors.items()}
+        tensors = {name: tensor for name, (tensor, _) in prepared.items()}
+        spacing = next(iter(prepared.values()))[1]
+        if cached is not None:
+            cached.parent.mkdir(parents=True, exist_ok=True)
+            with atomic_path(cached) as temporary:
+                save_file(tensors, temporary, metadata={"spacing": json.dumps(spacing)})
+        return tensors, spacing
 
-    def _name(self, place: int) -> str:
-        subject = self.subjects[place] if isinstance(self.subjects, list) else {}
-        return str(subject.get("subject_id", f"subject {place}"))
+    def _prepare(self, volume: Any, processor: VolumeProcessor) -> tuple[torch.Tensor, tuple[float, ...]]:
+        tensor, geometry = processor.preprocess(volume, unit=self.unit if processor.unit == "HU" else None)
+        edges = np.linalg.norm(np.array(geometry.model_affine)[:3, :3], axis=0)
+        return tensor[0], _spacing(json.dumps([round(float(edge), 4) for edge in edges]))
 
-    def _cache_path(self, place: int) -> Path | None:
-        if self.cache_dir is None:
+    def _cache_path(self, subject: Mapping[str, Any]) -> Path | None:
+        files = [subject[name] for name in self.processors]
+        if self.cache_dir is None or not all(isinstance(file, str | Path) and Path(file).is_file() for file in files):
             return None
-        source = [self._source(place, name) for name in self.processors]
+        sources = [_state_of(Path(file)) for file in files]
         rules = {name: processor.to_dict() for name, processor in self.processors.items()}
-        key = json.dumps([source, rules, self.unit], sort_keys=True)
+        key = json.dumps([__version__, sources, rules, self.unit], sort_keys=True)
         return self.cache_dir / f"{hashlib.sha256(key.encode()).hexdigest()[:24]}.safetensors"
 
-    def _source(self, place: int, name: str) -> list[Any]:
-        if not isinstance(self.subjects, list):
-            return [getattr(self.subjects, "_fingerprint", type(self.subjects).__name__), place, name]
-        volume = self.subjects[place][name]
-        if not isinstance(volume, (str, Path)):
-            return [place, name]
-        status = Path(volume).stat()
-        return [str(Path(volume).resolve()), status.st_size, status.st_mtime_ns]
 
+def _read_niftifolder(folder: Path, columns: Sequence[str], split: str) -> list[dict[str, Any]]:
+    from datasets import Nifti, load_dataset
 
-def _subject_of(directory: Path, files: Sequence[Path], columns: Sequence[str]) -> dict[str, Any]:
-    own = [file for file in files if file.parent == directory]
-    subject: dict[str, Any] = {"subject_id": directory.name}
+    dataset = load_dataset("niftifolder", data_dir=str(folder), split=split)
+    volumes = [name for name, feature in dataset.features.items() if isinstance(feature, Nifti)]
+    missing = [column for column in columns if column not in volumes]
+    if missing:
+        raise ValueError(
+            f"The metadata of {folder} has no volume {', '.join(missing)}; its volumes are {', '.join(volumes)} (a "
+            "column <name>_file_name gives the volume <name>)."
+        )
     for column in columns:
-        matches = [file for file in own if _stem(file).lower().endswith(column.lower())]
-        if len(matches) != 1:
+        dataset = dataset.cast_column(column, Nifti(decode=False))
+    names = dataset["subject_id"] if "subject_id" in dataset.column_names else range(len(dataset))
+    rows = dataset.select_columns(list(columns))
+    return [
+        {"subject_id": str(name), **{column: Path(row[column]["path"]) for column in columns}}
+        for name, row in zip(names, rows, strict=True)
+    ]
+
+
+def _group_by_name(folder: Path, files: Sequence[Path], columns: Sequence[str]) -> list[dict[str, Any]]:
+    subjects: dict[tuple[Path, str], dict[str, Any]] = {}
+    for file in files:
+        for column in columns:
+            match = re.fullmatch(rf"(|.*[^a-z0-9]){re.escape(column)}", _stem(file), re.IGNORECASE)
+            if match:
+                name = match[1].strip("-_. ") or file.parent.name
+                subjects.setdefault((file.parent, match[1]), {"subject_id": name})[column] = file
+    if not subjects:
+        raise FileNotFoundError(
+            f"{folder} holds no file whose name ends with one of {', '.join(columns)} (the first is {files[0].name}); "
+            "name the files like BraTS-0001-t1n.nii.gz, or add a metadata.csv."
+        )
+    for (directory, beginning), subject in subjects.items():
+        missing = [column for column in columns if column not in subject]
+        if missing:
             raise ValueError(
-                f"{directory} has {len(matches)} files whose name ends with {column!r} (its files: "
-                f"{', '.join(file.name for file in own)}); every subject needs exactly one for each of {', '.join(columns)}."
+                f"{directory} has no {beginning}{missing[0]}.nii.gz; every subject needs one file for each of "
+                f"{', '.join(columns)}."
             )
-        subject[column] = matches[0]
-    return subject
+    return list(subjects.values())
+
+
+def _common_grid(tensors: Mapping[str, torch.Tensor]) -> tuple[int, ...]:
+    grids = {name: tuple(tensor.shape[1:]) for name, tensor in tensors.items()}
+    if len(set(grids.values())) > 1:
+        raise ValueError(f"its volumes lie on different grids, {grids}")
+    return next(iter(grids.values()))
+
+
+def _state_of(file: Path) -> list[Any]:
+    status = file.stat()
+    return [str(file.resolve()), status.st_size, status.st_mtime_ns]
+
+
+def _spacing(text: str) -> tuple[float, ...]:
+    return tuple(json.loads(text))
+
+
+def _first_of(problems: Sequence[str]) -> str:
+    return "; ".join(problems[:3]) + (f"; and {len(problems) - 3} more" if len(problems) > 3 else "")
 
 
 def _stem(file: Path) -> str:

@@ -17,14 +17,16 @@ class VolumeModel(ModelMixin, ConfigMixin):
     def from_pretrained(cls, pretrained_model_name_or_path, **kwargs: Any):
         """Load a model folder or Hub repository.
 
-        Takes diffusers' arguments (``subfolder``, ``dtype``, ``variant``, ``revision``, ...).
+        Takes diffusers' arguments (``subfolder``, ``dtype``, ``variant``, ``revision``, ...), except that the network is
+        always built empty and filled from the file (``low_cpu_mem_usage=True``): what stays empty is noticed.
 
         Raises:
             ValueError: If the weights are a pickle, or a tensor is missing, unexpected or of another shape.
         """
         refuse_pickle(pretrained_model_name_or_path, kwargs.get("subfolder"))
+        kwargs["use_safetensors"] = safetensors_only(kwargs.get("use_safetensors"))
+        kwargs["low_cpu_mem_usage"] = True
         wants_info = kwargs.pop("output_loading_info", False)
-        kwargs.setdefault("use_safetensors", True)
         try:
             model, info = super().from_pretrained(pretrained_model_name_or_path, output_loading_info=True, **kwargs)
         except (RuntimeError, ValueError) as error:
@@ -34,6 +36,8 @@ class VolumeModel(ModelMixin, ConfigMixin):
                 f"The weights in {pretrained_model_name_or_path} do not have the shapes that {cls.__name__}'s config.json "
                 f"asks for ({' '.join(str(error).split())[:300]}); use weights and config of the same model."
             ) from error
+        if kwargs.get("device_map") is None:  # the index of a sharded checkpoint may promise what no shard holds
+            info["missing_keys"] += [name for name, tensor in model.state_dict().items() if tensor.is_meta]
         for problem in ("missing_keys", "unexpected_keys", "mismatched_keys"):
             if info[problem]:
                 raise ValueError(
@@ -42,6 +46,16 @@ class VolumeModel(ModelMixin, ConfigMixin):
                     "config of the same model."
                 )
         return (model, info) if wants_info else model
+
+
+def safetensors_only(use_safetensors: bool | None) -> bool:
+    """Return True; diffusers passes None by default, which would fall back on a pickle, and False asks for one."""
+    if use_safetensors is False:
+        raise ValueError(
+            "use_safetensors is False, but voxdiff loads safetensors only: leave it out, or turn a pickled checkpoint "
+            "into a pipeline folder with `voxdiff convert`."
+        )
+    return True
 
 
 def refuse_pickle(location: str | Path, subfolder: str | None = None) -> None:

@@ -5,7 +5,7 @@ import inspect
 import math
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ import torch
 from diffusers.utils.torch_utils import randn_tensor
 
 import voxdiff
-from voxdiff.models.base import PICKLE_SUFFIXES, refuse_pickle, refuse_pickled_components
+from voxdiff.models.base import PICKLE_SUFFIXES, refuse_pickle, refuse_pickled_components, safetensors_only
 from voxdiff.pipelines.output import peak_memory_mb, seeds_of
 from voxdiff.schedulers import check_scheduler
 
@@ -43,20 +43,19 @@ class VolumePipeline(diffusers.DiffusionPipeline):
         """
         source = os.fspath(pretrained_model_name_or_path)
         refuse_pickle(source)
+        kwargs["use_safetensors"] = safetensors_only(kwargs.get("use_safetensors"))
         folder, revision = source, None
         if not os.path.isdir(source):
-            folder = cls._download(source, dict(kwargs))
+            folder = cls._download(source, **kwargs)
             revision = Path(folder).name
         refuse_pickled_components(folder)
-        kwargs.setdefault("use_safetensors", True)
         pipe = super().from_pretrained(folder, **kwargs)
         pipe.register_to_config(_name_or_path=source)
         pipe._loaded_from = {"model": source, "revision": revision, "weights_sha256": _hash_weights(folder)}
         return pipe
 
     @classmethod
-    def _download(cls, source: str, kwargs: dict[str, Any]) -> str:
-        kwargs.setdefault("use_safetensors", True)
+    def _download(cls, source: str, **kwargs: Any) -> str:
         try:
             return cls.download(source, **kwargs)
         except OSError as error:
@@ -119,15 +118,35 @@ class VolumePipeline(diffusers.DiffusionPipeline):
             raise ValueError(f"latents have the shape {tuple(latents.shape)}; this call needs {shape}.")
         return latents.to(device, torch.float32) * getattr(self.scheduler, "init_noise_sigma", 1.0)
 
+    def iterate_timesteps(self) -> Iterator[tuple[int, torch.Tensor]]:
+        """Go through the scheduler's timesteps under the progress bar."""
+        timesteps = self.scheduler.timesteps
+        self._num_timesteps = len(timesteps)
+        with self.progress_bar(total=len(timesteps)) as progress_bar:
+            for index, timestep in enumerate(timesteps):
+                yield index, timestep
+                progress_bar.update()
+
+    def scheduler_input(self, latents: torch.Tensor, timestep: torch.Tensor) -> torch.Tensor:
+        """Scale the latents as sigma schedulers want the network's input; flow matching has no such step."""
+        scale = getattr(self.scheduler, "scale_model_input", None)
+        return latents if scale is None else scale(latents, timestep)
+
     def step_arguments(self, generator: Generators) -> dict[str, Any]:
         """Keyword arguments that this scheduler's ``step`` takes beyond the three common ones."""
         takes_generator = "generator" in inspect.signature(self.scheduler.step).parameters
         return {"generator": generator} if takes_generator else {}
 
     def provenance(
-        self, batch_size: int, generator: Generators, *, steps: int, started: float, conditions: Any = None
+        self,
+        batch_size: int,
+        generator: Generators,
+        *,
+        steps: int,
+        started: float,
+        conditions: Sequence[Any] | None = None,
     ) -> list[dict[str, Any]]:
-        """One record a volume of how this call made it."""
+        """One record a volume of how this call made it; ``conditions`` holds one entry a volume."""
         scheduler = {key: value for key, value in self.scheduler.config.items() if not key.startswith("_")}
         record = {
             "voxdiff_version": voxdiff.__version__,
@@ -139,12 +158,12 @@ class VolumePipeline(diffusers.DiffusionPipeline):
             "num_inference_steps": steps,
             "dtype": str(self.dtype).removeprefix("torch."),
             "device": str(self._execution_device),
-            "conditions": conditions,
             "batch_size": batch_size,
             "seconds": round(time.perf_counter() - started, 3),
             "peak_memory_mb": round(peak_memory_mb(self._execution_device), 1),
         }
-        return [{**record, "seed": seed} for seed in seeds_of(generator, batch_size)]
+        seeds, conditions = seeds_of(generator, batch_size), conditions or [None] * batch_size
+        return [{**record, "seed": seed, "conditions": given} for seed, given in zip(seeds, conditions, strict=True)]
 
 
 def _hash_weights(folder: str | Path) -> dict[str, str]:
@@ -162,5 +181,6 @@ def _plain(config: dict[str, Any]) -> dict[str, Any]:
     """What JSON can hold; infinities (a scheduler's open bounds) become strings."""
     plain = {key: value for key, value in config.items() if isinstance(value, (str, int, float, bool, type(None)))}
     return {
-        key: str(value) if isinstance(value, float) and not math.isfinite(value) else value for key, value in plain.items()
+        key: str(value) if isinstance(value, float) and not math.isfinite(value) else value
+        for key, value in plain.items()
     }

@@ -95,16 +95,23 @@ class WaveletDiffusionPipeline(VolumePipeline):
             **geometry, intensity="labels", high=highest, value_range=self.volume_processor.value_range, background=0
         )
 
-    def check_inputs(self, condition_volumes: list[Mapping[str, Any]], size: tuple[int, ...] | None) -> None:
+    def check_inputs(self, subjects: list[Mapping[str, Any]], size: Sequence[int] | None) -> None:
         """Raise ValueError, in one sentence, if the conditions or the grid do not fit this model."""
-        expected = set(self.condition_names)
-        for volumes in condition_volumes:
-            if set(volumes) != expected:
+        for volumes in subjects:
+            if set(volumes) != set(self.condition_names):
                 raise ValueError(
                     f"condition_volumes names {_listing(volumes)}; this model takes {_listing(self.condition_names)}."
                 )
-        if expected and not condition_volumes:
-            raise ValueError(f"This model translates volumes: give condition_volumes with {_listing(expected)}.")
+        if self.condition_names and not subjects:
+            raise ValueError(
+                f"This model translates volumes: give condition_volumes with {_listing(self.condition_names)}."
+            )
+        if subjects and size is not None:
+            raise ValueError("size was given together with condition_volumes, whose grid decides; leave size out.")
+        if not subjects:
+            self._check_grid(size or self.volume_processor.size)
+
+    def _check_grid(self, size: Sequence[int] | None) -> None:
         if size is None:
             raise ValueError("This model has no grid of its own and no condition gives one: pass size=(x, y, z).")
         if len(size) != 3 or any(count % self.size_divisor or count < 1 for count in size):
@@ -115,13 +122,13 @@ class WaveletDiffusionPipeline(VolumePipeline):
             )
 
     def prepare_conditions(
-        self, condition_volumes: list[Mapping[str, Any]], unit: str | None, background: float | None
+        self, subjects: list[Mapping[str, Any]], unit: str | None, background: float | None
     ) -> tuple[torch.Tensor | None, list[VolumeGeometry] | None]:
         """Coefficients ``(batch, ...)`` of the condition volumes and, per sample, the grid the result goes back to."""
-        if not condition_volumes:
+        if not subjects:
             return None, None
         tensors, geometries = [], []
-        for volumes in condition_volumes:
+        for volumes in subjects:
             loaded = [
                 self._fit(self.processor_of(name), volumes[name], unit, background) for name in self.condition_names
             ]
@@ -183,40 +190,15 @@ class WaveletDiffusionPipeline(VolumePipeline):
             output_type=output_type,
             callback_on_step_end_tensor_inputs=callback_on_step_end_tensor_inputs,
         )
-        if subjects and size is not None:
-            raise ValueError("size was given together with condition_volumes, whose grid decides; leave size out.")
-        if subjects:
-            self.check_inputs(subjects, (self.size_divisor,) * 3)
+        self.check_inputs(subjects, size)
         conditions, geometries = self.prepare_conditions(subjects, unit, background)
-        if conditions is None:
-            size = tuple(size or self.volume_processor.size or ()) or None
-            self.check_inputs(subjects, size)
-            grid = tuple(count // self.transform.stride for count in size)
-        else:
-            grid = tuple(conditions.shape[2:])
-
-        channels = len(self.output_names) * self.transform.channels_per_volume
         self.scheduler.set_timesteps(num_inference_steps, device=self._execution_device)
-        timesteps = self.scheduler.timesteps
-        self._num_timesteps = len(timesteps)
-        latents = self.prepare_latents((batch_size, channels, *grid), generator, latents)
-
-        with self.progress_bar(total=len(timesteps)) as progress_bar:
-            for index, timestep in enumerate(timesteps):
-                network_input = self.scheduler_input(latents, timestep).to(self.unet.dtype)
-                if conditions is not None:
-                    network_input = torch.cat([network_input, conditions], dim=1)
-                prediction = self.unet(network_input, timestep).sample.float()
-                prediction = constrain_prediction(self.scheduler, prediction, timestep, latents, self.clip_volumes)
-                latents = self.scheduler.step(
-                    prediction, timestep, latents, **self.step_arguments(generator)
-                ).prev_sample
-                if callback_on_step_end is not None:
-                    tensors = {name: latents for name in callback_on_step_end_tensor_inputs}
-                    latents = callback_on_step_end(self, index, timestep, tensors).get("latents", latents)
-                progress_bar.update()
-
-        volumes = latents if output_type == "latent" else self.postprocess(self.decode(latents), output_type, geometries)
+        latents = self.prepare_latents(self._latent_shape(batch_size, size, conditions), generator, latents)
+        callback = (callback_on_step_end, callback_on_step_end_tensor_inputs)
+        latents = self.denoise(latents, conditions, generator, *callback)
+        volumes = (
+            latents if output_type == "latent" else self.postprocess(self.decode(latents), output_type, geometries)
+        )
         self.maybe_free_model_hooks()
         if not return_dict:
             return (volumes,)
@@ -224,6 +206,28 @@ class WaveletDiffusionPipeline(VolumePipeline):
             batch_size, generator, steps=num_inference_steps, started=started, conditions=_describe(subjects)
         )
         return VolumePipelineOutput(volumes=volumes, provenance=records)
+
+    def denoise(
+        self,
+        latents: torch.Tensor,
+        conditions: torch.Tensor | None,
+        generator: Generators,
+        callback: Callable[..., dict] | None = None,
+        callback_tensors: Sequence[str] = ("latents",),
+    ) -> torch.Tensor:
+        """The sampling loop: coefficients of pure noise ``(batch, channels, x, y, z)`` to coefficients of volumes."""
+        for index, timestep in self.iterate_timesteps():
+            network_input = self.scheduler_input(latents, timestep).to(self.unet.dtype)
+            if conditions is not None:
+                network_input = torch.cat([network_input, conditions], dim=1)
+            prediction = self.unet(network_input, timestep).sample.float()
+            prediction = constrain_prediction(self.scheduler, prediction, timestep, latents, self.clip_volumes)
+            latents = self.scheduler.step(prediction, timestep, latents, **self.step_arguments(generator)).prev_sample
+            if callback is not None:
+                latents = callback(self, index, timestep, dict.fromkeys(callback_tensors, latents)).get(
+                    "latents", latents
+                )
+        return latents
 
     def postprocess(self, volumes: torch.Tensor, output_type: str, geometries: list[VolumeGeometry] | None) -> Any:
         """Volumes in the value range to NIfTI images, tensors or arrays in output units."""
@@ -236,15 +240,23 @@ class WaveletDiffusionPipeline(VolumePipeline):
             for place, name in enumerate(self.output_names)
         ]
         if output_type != "nifti":
-            return torch.cat(parts, dim=1) if output_type == "pt" else torch.cat(list(map(torch.from_numpy, parts)), 1).numpy()
+            return (
+                torch.cat(parts, dim=1)
+                if output_type == "pt"
+                else torch.cat(list(map(torch.from_numpy, parts)), 1).numpy()
+            )
         if len(parts) == 1:
             return parts[0]
         return [nib.concat_images(list(images)) for images in zip(*parts, strict=True)]
 
-    def scheduler_input(self, latents: torch.Tensor, timestep: torch.Tensor) -> torch.Tensor:
-        """Scale the latents as sigma schedulers want it; flow matching has no such step."""
-        scale = getattr(self.scheduler, "scale_model_input", None)
-        return latents if scale is None else scale(latents, timestep)
+    def _latent_shape(
+        self, batch_size: int, size: Sequence[int] | None, conditions: torch.Tensor | None
+    ) -> tuple[int, ...]:
+        channels = len(self.output_names) * self.transform.channels_per_volume
+        if conditions is not None:
+            return (batch_size, channels, *conditions.shape[2:])
+        grid = size or self.volume_processor.size
+        return (batch_size, channels, *(count // self.transform.stride for count in grid))
 
     def _fit(
         self, processor: VolumeProcessor, volume: Any, unit: str | None, background: float | None
@@ -289,7 +301,8 @@ def _as_subjects(condition_volumes: Conditions, batch_size: int) -> list[Mapping
 
 
 def _describe(subjects: list[Mapping[str, Any]]) -> list[dict[str, str]] | None:
-    """Where each condition came from: its path, or what kind of object it was."""
+    """Where each subject's conditions came from: a path, or what kind of object it was."""
+
     def origin(volume: Any) -> str:
         return str(volume) if isinstance(volume, (str, Path)) else type(volume).__name__
 

@@ -1,6 +1,8 @@
 """One training loop on Accelerate, EMA, checkpoints, and one objective a method."""
 
+from voxdiff.training.accelerator import make_accelerator
 from voxdiff.training.arguments import TrainingArguments
-from voxdiff.training.loop import Trainer, make_accelerator
+from voxdiff.training.data_arguments import DataArguments
+from voxdiff.training.loop import Trainer
 
-__all__ = ["Trainer", "TrainingArguments", "make_accelerator"]
+__all__ = ["DataArguments", "Trainer", "TrainingArguments", "make_accelerator"]

@@ -1,14 +1,37 @@
-"""Checkpoints that are either whole or absent."""
+"""Checkpoints, and the pipeline at the end, that are either whole or absent."""
 
 import json
 import os
 import shutil
+import tempfile
 from pathlib import Path
 from typing import Any
 
 from accelerate import Accelerator
+from diffusers import DiffusionPipeline
+from torch import nn
+
+from voxdiff.volumes import atomic_path
 
 STATE_FILE = "training_state.json"
+
+
+def store_as_folders(accelerator: Accelerator, models: dict[str, Any]) -> None:
+    """Let checkpoints hold each model as a ``save_pretrained`` folder of its name, and nothing else of the models."""
+
+    def save(_models: list[nn.Module], weights: list, folder: str) -> None:
+        if accelerator.is_main_process:
+            for name, model in models.items():
+                model.save_pretrained(Path(folder) / name)
+        weights.clear()
+
+    def load(remaining: list[nn.Module], folder: str) -> None:
+        for name, model in models.items():
+            model.load_state_dict(type(model).from_pretrained(Path(folder) / name).state_dict())
+        remaining.clear()
+
+    accelerator.register_save_state_pre_hook(save)
+    accelerator.register_load_state_pre_hook(load)
 
 
 def save_checkpoint(accelerator: Accelerator, output_dir: Path, state: dict[str, Any], *, limit: int) -> Path:
@@ -24,19 +47,20 @@ def save_checkpoint(accelerator: Accelerator, output_dir: Path, state: dict[str,
     """
     final = output_dir / f"checkpoint-{state['step']}"
     temporary = output_dir / f".{final.name}.tmp"
-    if accelerator.is_main_process and temporary.exists():
-        shutil.rmtree(temporary)
+    if accelerator.is_main_process:
+        for leftover in output_dir.glob(".checkpoint-*.tmp"):
+            shutil.rmtree(leftover)
     accelerator.wait_for_everyone()
     accelerator.save_state(str(temporary))
     accelerator.wait_for_everyone()
     if accelerator.is_main_process:
         (temporary / STATE_FILE).write_text(json.dumps(state, indent=2), encoding="utf-8")
         make_readable(temporary)
-        if final.exists():
-            shutil.rmtree(final)
         os.replace(temporary, final)
         for old in list_checkpoints(output_dir)[:-limit]:
-            shutil.rmtree(old)
+            hidden = old.with_name(f".{old.name}.tmp")  # half a checkpoint must not look like one
+            os.replace(old, hidden)
+            shutil.rmtree(hidden)
     accelerator.wait_for_everyone()
     return final
 
@@ -52,17 +76,21 @@ def find_checkpoint(output_dir: Path, request: str | None) -> Path | None:
 
     Raises:
         FileNotFoundError: If the path is not a complete checkpoint.
+        ValueError: If the run would write over later checkpoints of another one.
     """
-    if request is None:
-        return None
-    if request == "latest":
-        return next(iter(reversed(list_checkpoints(output_dir))), None)
-    if not (Path(request) / STATE_FILE).is_file():
+    latest = next(iter(reversed(list_checkpoints(output_dir))), None)
+    chosen = latest if request == "latest" else Path(request) if request else None
+    if chosen is not None and not (chosen / STATE_FILE).is_file():
         raise FileNotFoundError(
-            f"{request} is not a complete checkpoint (it has no {STATE_FILE}); give the path of a checkpoint-<step> folder "
-            "or 'latest'."
+            f"{chosen} is not a complete checkpoint (it has no {STATE_FILE}); give the path of a checkpoint-<step> "
+            "folder, or 'latest'."
         )
-    return Path(request)
+    if latest is not None and (chosen is None or chosen.resolve() != latest.resolve()):
+        raise ValueError(
+            f"{output_dir} holds {latest.name} of an earlier run; continue it with --resume_from_checkpoint latest, or "
+            "choose another --output_dir."
+        )
+    return chosen
 
 
 def read_state(checkpoint: Path) -> dict[str, Any]:
@@ -70,15 +98,19 @@ def read_state(checkpoint: Path) -> dict[str, Any]:
     return json.loads((checkpoint / STATE_FILE).read_text(encoding="utf-8"))
 
 
-def replace_folder_contents(source: Path, target: Path) -> None:
-    """Move every entry of ``source`` over its namesake in ``target``, ``model_index.json`` last."""
-    make_readable(source)
-    for entry in sorted(source.iterdir(), key=lambda path: path.name == "model_index.json"):
-        destination = target / entry.name
-        if destination.is_dir():
-            shutil.rmtree(destination)
-        os.replace(entry, destination)
-    source.rmdir()
+def save_pipeline(pipeline: DiffusionPipeline, folder: Path) -> None:
+    """Write a pipeline into a folder that may hold other things, part by part, ``model_index.json`` last.
+
+    With its ``pipeline.py`` plain diffusers loads it too (``custom_pipeline="pipeline", trust_remote_code=True``).
+    """
+    with tempfile.TemporaryDirectory(prefix=".pipeline-", dir=folder) as temporary:
+        pipeline.save_pretrained(temporary)
+        text = f"import voxdiff  # noqa: F401\nfrom voxdiff import {type(pipeline).__name__}  # noqa: F401\n"
+        Path(temporary, "pipeline.py").write_text(text, encoding="utf-8")
+        make_readable(Path(temporary))
+        for part in sorted(Path(temporary).iterdir(), key=lambda path: path.name == "model_index.json"):
+            with atomic_path(folder / part.name) as destination:
+                os.replace(part, destination)
 
 
 def make_readable(folder: Path) -> None:

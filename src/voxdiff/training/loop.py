@@ -1,61 +1,49 @@
 """The one training loop: Accelerate, EMA, atomic checkpoints and exact resume for every method."""
 
+import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import ProjectConfiguration
 from diffusers.optimization import get_scheduler
 from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
 from voxdiff.training.arguments import TrainingArguments
 from voxdiff.training.batches import GlobalBatchSampler, KeyedDataset, SampleNoise, collate
-from voxdiff.training.checkpoints import find_checkpoint, read_state, replace_folder_contents, save_checkpoint
+from voxdiff.training.checkpoints import (
+    find_checkpoint,
+    read_state,
+    save_checkpoint,
+    save_pipeline,
+    store_as_folders,
+)
 from voxdiff.training.ema import ExponentialMovingAverage
 from voxdiff.training.guard import first_nonfinite_layer
 from voxdiff.training.log import TrainingLog
 from voxdiff.training.validation import save_validation_volumes
+from voxdiff.volumes import atomic_path
 
 Objective = Callable[[nn.Module, dict[str, Any], SampleNoise], torch.Tensor]
-
-
-def make_accelerator(args: TrainingArguments) -> Accelerator:
-    """The Accelerator of a run.
-
-    Raises:
-        ModuleNotFoundError: If the tracker is not installed.
-    """
-    if args.report_to == "tensorboard":
-        try:
-            import tensorboard  # noqa: F401
-        except ModuleNotFoundError as error:
-            raise ModuleNotFoundError(
-                "--report_to tensorboard needs the tensorboard package: pip install voxdiff[train]."
-            ) from error
-    return Accelerator(
-        mixed_precision=args.mixed_precision,
-        gradient_accumulation_steps=args.gradient_accumulation_steps,
-        log_with=None if args.report_to == "none" else args.report_to,
-        project_config=ProjectConfiguration(project_dir=args.output_dir, logging_dir=f"{args.output_dir}/logs"),
-    )
 
 
 class Trainer:
     """Trains one component of a pipeline.
 
     Args:
-        accelerator: From :func:`make_accelerator`.
+        accelerator: From :func:`voxdiff.training.make_accelerator`.
         pipeline: The pipeline being trained; at the end it holds the averaged weights.
         component: Name of the trained component, such as ``"unet"``.
         objective: ``(model, batch, noise) -> loss``.
         dataset: Map-style data set of dicts.
         args: The run's arguments.
-        run_config: Everything that defines the run (plain values); saved in each checkpoint and compared on resume.
+        run_config: Everything that was asked for, as plain values; saved as ``run.json`` and in each checkpoint.
+        validation_inputs: Arguments of the pipeline's call at each validation, such as conditions.
     """
 
     def __init__(
@@ -67,30 +55,26 @@ class Trainer:
         dataset: Dataset,
         args: TrainingArguments,
         run_config: dict[str, Any] | None = None,
+        validation_inputs: Mapping[str, Any] | None = None,
     ) -> None:
         self.accelerator = accelerator
-        self.pipeline = pipeline
+        self.pipeline = pipeline.to(accelerator.device)
         self.component = component
         self.objective = objective
         self.dataset = dataset
         self.args = args
         self.run_config = run_config or asdict(args)
+        self.validation_inputs = validation_inputs
         self.output_dir = Path(args.output_dir)
 
-        network = getattr(pipeline, component).to(accelerator.device)
+        network = getattr(pipeline, component)
         if args.channels_last:
             network.to(memory_format=torch.channels_last_3d)
         if args.gradient_checkpointing:
             network.enable_gradient_checkpointing()
         self.network = network.train()
         self.ema = ExponentialMovingAverage(network, args.ema_decay) if args.use_ema else None
-        optimizer = torch.optim.AdamW(
-            network.parameters(),
-            lr=args.learning_rate,
-            betas=(args.adam_beta1, args.adam_beta2),
-            weight_decay=args.adam_weight_decay,
-            eps=args.adam_epsilon,
-        )
+        optimizer = torch.optim.AdamW(network.parameters(), **self._optimizer_settings)
         # Not prepared by Accelerate, which would advance it once a process instead of once a step.
         self.lr_scheduler = get_scheduler(
             args.lr_scheduler,
@@ -100,8 +84,8 @@ class Trainer:
         )
         self.model, self.optimizer = accelerator.prepare(network, optimizer)
         accelerator.register_for_checkpointing(self.lr_scheduler)
-        accelerator.register_save_state_pre_hook(self._save_weights)
-        accelerator.register_load_state_pre_hook(self._load_weights)
+        averaged = {f"{component}_ema": self.ema.model} if self.ema else {}
+        store_as_folders(accelerator, {component: network, **averaged})
 
     @property
     def global_batch_size(self) -> int:
@@ -114,15 +98,13 @@ class Trainer:
 
         Raises:
             FloatingPointError: At the first non-finite loss or gradient, with the layer it came from.
+            ValueError: If the checkpoint to resume from belongs to another run.
         """
         accelerator, args = self.accelerator, self.args
-        self.output_dir.mkdir(parents=True, exist_ok=True)
-        step = self._resume()
-        log = TrainingLog(self.output_dir / "training_log.jsonl", first_step=step) if accelerator.is_main_process else None
-        if args.report_to != "none":
-            accelerator.init_trackers("voxdiff", config={key: str(value) for key, value in self.run_config.items()})
+        step, losses = self._resume()
+        log = self._open_log(step)
         loader = iter(self._loader(step))
-        losses, started, first = [], time.perf_counter(), step
+        started, first = time.perf_counter(), step
 
         while step < args.max_train_steps:
             losses.append(self._optimise(loader))
@@ -135,45 +117,60 @@ class Trainer:
             if args.validation_steps and step % args.validation_steps == 0:
                 self._validate(step)
             if step % args.checkpointing_steps == 0 or step == args.max_train_steps:
-                self._checkpoint(step)
+                state = {"step": step, "losses": self._over_processes(losses).tolist(), **self._identity}
+                state["run"] = self.run_config
+                save_checkpoint(accelerator, self.output_dir, state, limit=args.checkpoints_total_limit)
 
+        setattr(self.pipeline, self.component, (self.network if self.ema is None else self.ema.model).eval())
+        if accelerator.is_main_process:
+            save_pipeline(self.pipeline, self.output_dir)
+        accelerator.wait_for_everyone()
         accelerator.end_training()
-        return self._finish()
+        return self.pipeline
 
-    def _optimise(self, loader) -> torch.Tensor:
+    def _optimise(self, loader: Iterator[dict[str, Any]]) -> torch.Tensor:
         """One optimiser step; returns the mean loss over this process's micro-batches."""
-        losses = []
+        batches, losses = [], []
         for _ in range(self.args.gradient_accumulation_steps):
-            batch = self._to_device(next(loader))
+            batches.append(next(loader))
             with self.accelerator.accumulate(self.model):
-                loss = self.objective(self.model, batch, SampleNoise(self.args.seed, batch))
+                loss = self._loss(self.model, batches[-1])
                 self.accelerator.backward(loss)
                 losses.append(loss.detach())
                 if self.accelerator.sync_gradients:
                     norm = self.accelerator.clip_grad_norm_(self.model.parameters(), self.args.max_grad_norm)
-                    self._check_finite(batch, losses[-1], norm)
+                    self._require_finite(norm, batches)
                 self.optimizer.step()
                 if self.accelerator.sync_gradients:
                     self.lr_scheduler.step()
                 self.optimizer.zero_grad()
         return torch.stack(losses).mean()
 
-    def _check_finite(self, batch: dict[str, Any], loss: torch.Tensor, norm: torch.Tensor) -> None:
+    def _loss(self, model: nn.Module, batch: dict[str, Any]) -> torch.Tensor:
+        device = self.accelerator.device
+        batch = {
+            name: value.to(device, non_blocking=True) if isinstance(value, torch.Tensor) else value
+            for name, value in batch.items()
+        }
+        return self.objective(model, batch, SampleNoise(self.args.seed, batch))
+
+    def _require_finite(self, norm: torch.Tensor, batches: list[dict[str, Any]]) -> None:
         """Gradients are averaged over the processes, so that every process stops at the same step."""
-        if torch.isfinite(norm) or (self.args.mixed_precision == "fp16" and torch.isfinite(loss)):
+        scaler = self.accelerator.scaler
+        # fp16 meets infinities on its way to a loss scale that fits, and skips such steps.
+        if torch.isfinite(norm) or (scaler is not None and scaler.get_scale() >= 1):
             return
-        layer = first_nonfinite_layer(
-            self.network, lambda: self.objective(self.network, batch, SampleNoise(self.args.seed, batch))
-        )
+        found = (first_nonfinite_layer(self.network, partial(self._loss, self.network, batch)) for batch in batches)
+        where = next(filter(None, found), "the norm of the gradients, though none of this process,")
         raise FloatingPointError(
-            f"Training stopped at step {batch['step'][0]}: {layer} is not finite (loss {float(loss):.4g}); the last "
-            "checkpoint is untouched: resume it with a lower learning rate, or look for extreme values in the data."
+            f"Training stopped at step {batches[0]['step'][0] + 1}: {where} is not finite; the checkpoints are "
+            "untouched: resume the last one with a lower learning rate, or look for extreme values in the data."
         )
 
     def _loader(self, first_step: int) -> DataLoader:
         args, accelerator = self.args, self.accelerator
         sampler = GlobalBatchSampler(
-            len(self.dataset),
+            len(self.dataset),  # type: ignore[arg-type]
             global_batch_size=self.global_batch_size,
             accumulation=args.gradient_accumulation_steps,
             rank=accelerator.process_index,
@@ -190,72 +187,90 @@ class Trainer:
             pin_memory=accelerator.device.type == "cuda",
         )
 
-    def _to_device(self, batch: dict[str, Any]) -> dict[str, Any]:
-        return {
-            name: value.to(self.accelerator.device, non_blocking=True) if isinstance(value, torch.Tensor) else value
-            for name, value in batch.items()
-        }
+    def _open_log(self, step: int) -> TrainingLog | None:
+        """Write what the run is and open its log and trackers; only the main process has a log."""
+        if self.args.report_to != "none":
+            config = {key: str(value) for key, value in self.run_config.items()}
+            self.accelerator.init_trackers("voxdiff", config=config)
+        if not self.accelerator.is_main_process:
+            return None
+        self.output_dir.mkdir(parents=True, exist_ok=True)
+        with atomic_path(self.output_dir / "run.json") as temporary:
+            temporary.write_text(json.dumps(self.run_config, indent=2), encoding="utf-8")
+        return TrainingLog(self.output_dir / "training_log.jsonl", first_step=step)
 
     def _log(self, log: TrainingLog | None, step: int, losses: list[torch.Tensor], seconds: float) -> None:
-        loss = self.accelerator.reduce(torch.stack(losses).mean(), reduction="mean").item()
         record = {
             "step": step,
-            "loss": round(loss, 6),
+            "loss": round(self._over_processes(losses).mean().item(), 6),
             "learning_rate": self.lr_scheduler.get_last_lr()[0],
             "seconds_per_step": round(seconds, 3),
         }
         self.accelerator.log({key: value for key, value in record.items() if key != "step"}, step=step)
         if log is not None:
             log.write(record)
-            print(f"step {step}: loss {loss:.5f}, {seconds:.2f} s a step", flush=True)
+            print(f"step {step}: loss {record['loss']:.5f}, {seconds:.2f} s a step", flush=True)
+
+    def _over_processes(self, losses: list[torch.Tensor]) -> torch.Tensor:
+        """Losses of steps, averaged over the processes."""
+        if not losses:
+            return torch.zeros(0)
+        return self.accelerator.reduce(torch.stack(losses), reduction="mean")
 
     def _validate(self, step: int) -> None:
         if self.accelerator.is_main_process:
-            trained = getattr(self.pipeline, self.component)
             setattr(self.pipeline, self.component, self.network.eval() if self.ema is None else self.ema.model)
-            save_validation_volumes(self.pipeline, self.output_dir / "validation", step, self.args, self.accelerator)
-            setattr(self.pipeline, self.component, trained)
-            self.network.train()
+            folder = self.output_dir / "validation"
+            save_validation_volumes(self.pipeline, folder, step, self.args, self.accelerator, self.validation_inputs)
+            setattr(self.pipeline, self.component, self.network.train())
         self.accelerator.wait_for_everyone()
 
-    def _checkpoint(self, step: int) -> None:
-        state = {"step": step, "global_batch_size": self.global_batch_size, "run": self.run_config}
-        save_checkpoint(self.accelerator, self.output_dir, state, limit=self.args.checkpoints_total_limit)
+    @property
+    def _optimizer_settings(self) -> dict[str, Any]:
+        args = self.args
+        return {
+            "lr": args.learning_rate,
+            "betas": (args.adam_beta1, args.adam_beta2),
+            "weight_decay": args.adam_weight_decay,
+            "eps": args.adam_epsilon,
+        }
 
-    def _resume(self) -> int:
+    @property
+    def _identity(self) -> dict[str, Any]:
+        """What must not change when a run is resumed."""
+        identity = {
+            **self.network.config,
+            **self.pipeline.config,
+            "prediction_type": self.pipeline.scheduler.config.get("prediction_type"),
+            "samples": len(self.dataset),  # type: ignore[arg-type]
+            "global_batch_size": self.global_batch_size,
+            "seed": self.args.seed,
+            "use_ema": self.args.use_ema,
+        }
+        return json.loads(json.dumps({key: value for key, value in identity.items() if not key.startswith("_")}))
+
+    def _resume(self) -> tuple[int, list[torch.Tensor]]:
+        """Load the checkpoint asked for; returns its step and the losses since the last line of the log."""
         checkpoint = find_checkpoint(self.output_dir, self.args.resume_from_checkpoint)
         if checkpoint is None:
-            return 0
+            return 0, []
         state = read_state(checkpoint)
-        if state["global_batch_size"] != self.global_batch_size:
-            raise ValueError(
-                f"{checkpoint} was trained with a global batch of {state['global_batch_size']}, this run has "
-                f"{self.global_batch_size}; choose batch size, accumulation and processes with the same product."
-            )
+        for name, value in self._identity.items():
+            if state.get(name, value) != value:
+                raise ValueError(
+                    f"{checkpoint} was trained with {name} {state[name]}, this run has {value}; use the same settings, "
+                    "or start a new run from its weights (--pretrained_model_name_or_path)."
+                )
         self.accelerator.load_state(str(checkpoint))
-        return state["step"]
+        self.accelerator.step = 0  # micro-batches since the last optimiser step
+        self._apply_optimizer_settings()
+        device = self.accelerator.device
+        return state["step"], [torch.tensor(loss, device=device) for loss in state.get("losses", [])]
 
-    def _save_weights(self, models: list[nn.Module], weights: list, output_dir: str) -> None:
-        if self.accelerator.is_main_process:
-            self.network.save_pretrained(Path(output_dir) / self.component)
-            if self.ema is not None:
-                self.ema.model.save_pretrained(Path(output_dir) / f"{self.component}_ema")
-        weights.clear()
-
-    def _load_weights(self, models: list[nn.Module], input_dir: str) -> None:
-        folders = {self.component: self.network}
-        if self.ema is not None:
-            folders[f"{self.component}_ema"] = self.ema.model
-        for name, module in folders.items():
-            module.load_state_dict(type(self.network).from_pretrained(Path(input_dir) / name).state_dict())
-        models.clear()
-
-    def _finish(self) -> Any:
-        trained = self.network if self.ema is None else self.ema.model
-        setattr(self.pipeline, self.component, trained.eval())
-        if self.accelerator.is_main_process:
-            temporary = self.output_dir / ".pipeline.tmp"
-            self.pipeline.save_pretrained(temporary)
-            replace_folder_contents(temporary, self.output_dir)
-        self.accelerator.wait_for_everyone()
-        return self.pipeline
+    def _apply_optimizer_settings(self) -> None:
+        """A checkpoint brings its own learning rate and such; this run's arguments count."""
+        self.lr_scheduler.base_lrs = [self.args.learning_rate]
+        for group in self.optimizer.param_groups:
+            group.update(self._optimizer_settings, initial_lr=self.args.learning_rate)
+            group["lr"] *= self.lr_scheduler.lr_lambdas[0](self.lr_scheduler.last_epoch)
+        self.lr_scheduler._last_lr = [group["lr"] for group in self.optimizer.param_groups]

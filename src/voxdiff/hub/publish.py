@@ -1,0 +1,53 @@
+"""Pipeline folders to the Hugging Face Hub."""
+
+from pathlib import Path
+
+from huggingface_hub import HfApi
+
+# What a training run leaves beside its pipeline. Validation volumes may show patients, run.json names local folders.
+_IGNORED = (".*", "*/.*", "checkpoint-*", "cache/*", "logs/*", "validation/*", "run.json")
+
+
+def publish_folder(folder: str | Path, repo_id: str, *, private: bool = False, token: str | None = None) -> str:
+    """Upload a pipeline folder, with its README.md as the card; the repository is created if it does not exist.
+
+    Checkpoints, caches, tracker logs, validation volumes, ``run.json`` and hidden files stay at home.
+
+    Args:
+        folder: A folder that holds a ``model_index.json``.
+        repo_id: ``"organisation/name"``.
+        private: Create the repository as a private one.
+        token: Access token; None is the one of ``hf auth login`` or ``HF_TOKEN``.
+
+    Returns:
+        The address of the commit.
+
+    Raises:
+        ValueError: If the folder holds no pipeline, or `repo_id` is no repository name.
+        OSError: If the Hub refuses, or cannot be reached.
+    """
+    folder = Path(folder)
+    if not (folder / "model_index.json").is_file():
+        raise ValueError(f"{folder} holds no model_index.json; give a pipeline folder, as save_pretrained writes it.")
+    api = HfApi(token=token)
+    api.create_repo(repo_id, private=private, exist_ok=True)
+    commit = api.upload_folder(
+        folder_path=folder, repo_id=repo_id, ignore_patterns=list(_IGNORED), commit_message="Publish the pipeline"
+    )
+    return commit.commit_url
+
+
+def require_login(token: str | None = None) -> str:
+    """Ask the Hub who we are, before the work whose result is to be published.
+
+    Returns:
+        The user's name.
+
+    Raises:
+        OSError: If nobody is logged in, or the Hub cannot be reached.
+    """
+    try:
+        return HfApi(token=token).whoami()["name"]
+    except OSError as error:
+        reason = " ".join(str(error).split()).rstrip(".")
+        raise OSError(f"The Hub does not know you ({reason}); log in with `hf auth login` or set HF_TOKEN.") from error

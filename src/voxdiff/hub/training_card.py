@@ -1,0 +1,93 @@
+"""Model cards of pipelines that voxdiff trained."""
+
+import os
+import shlex
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import ModelCardData
+
+from voxdiff import __version__
+
+
+def training_card(
+    pipeline: Any, run_config: Mapping[str, Any], *, data: str, global_batch_size: int, final_loss: float | None
+) -> str:
+    """The README.md of a pipeline folder that a training script wrote.
+
+    Args:
+        pipeline: The trained pipeline.
+        run_config: What the script was asked for: ``data``, ``model`` and ``training`` arguments and its ``command``.
+        data: What it was trained on, a phrase.
+        global_batch_size: Samples per optimiser step.
+        final_loss: Loss in the last line of the log.
+    """
+    args, base = run_config["training"], run_config["model"]["pretrained_model_name_or_path"]
+    conditions, processor = pipeline.condition_names, pipeline.volume_processor
+    card = ModelCardData(
+        license="unknown",
+        library_name="diffusers",
+        pipeline_tag="image-to-image" if conditions else "unconditional-image-generation",
+        base_model=base if base and not os.path.exists(base) and base.count("/") == 1 else None,
+        tags=["voxdiff", "medical", "3d", "image-synthesis"],
+    )
+    parameters = sum(parameter.numel() for parameter in pipeline.unet.parameters()) / 1e6
+    inputs = "{" + ", ".join(f'"{name}": "{name}.nii.gz"' for name in conditions) + "}, " if conditions else ""
+    average = f"exponential average of the weights, decay {args['ema_decay']}" if args["use_ema"] else "last weights"
+    return f"""---
+{card.to_yaml()}
+---
+
+# {Path(args["output_dir"]).resolve().name}
+
+`{type(pipeline).__name__}` trained with voxdiff {__version__}.
+
+- Makes: {_code(pipeline.output_names)}{"; takes, in this order: " + _code(conditions) if conditions else ""}
+- Grid {_times(processor.size)}, {_times(processor.spacing)} mm, axes {processor.orientation}; values come back in \
+{processor.unit}
+- Training data: {data}
+- {f"Started from `{Path(base).name}`" if base else "Trained from nothing"}: {args["max_train_steps"]} steps of \
+{global_batch_size} volumes, AdamW with learning rate {args["learning_rate"]:g} ({args["lr_scheduler"]}), seed \
+{args["seed"]}; {parameters:.2f} M parameters, {average}
+- Final training loss: {"unknown" if final_loss is None else f"{final_loss:.5f}"} (`training_log.jsonl`)
+
+```
+{_without_folders(run_config["command"])}
+```
+
+## Use
+
+```python
+import voxdiff
+
+pipe = voxdiff.{type(pipeline).__name__}.from_pretrained("path/to/this/folder")
+image = pipe({inputs}num_inference_steps=50).volumes[0]
+```
+
+Plain diffusers loads it too, with `custom_pipeline="pipeline", trust_remote_code=True` (voxdiff must be installed).
+
+## Licence
+
+Not stated yet: choose one that the licences of the training data{" and of the base model" if base else ""} allow,
+and write it here and into `license:` above before you share this folder.
+
+## Intended use and limits
+
+Research on image synthesis. Not for clinical use, and not for diagnosis, treatment or any decision about a person. The
+volumes are synthetic: findings in them are nobody's. A generative model can repeat parts of its training images.
+Nothing was measured here beyond the training loss.
+"""
+
+
+def _without_folders(command: str) -> str:
+    """A command with its absolute paths cut to their last part: where data lie is nobody's business."""
+    return shlex.join(Path(word).name if os.path.isabs(word) else word for word in shlex.split(command))
+
+
+def _code(names: list[str]) -> str:
+    return ", ".join(f"`{name}`" for name in names)
+
+
+def _times(values: Any) -> str:
+    return " x ".join(f"{value:g}" for value in values) if values else "as given"
