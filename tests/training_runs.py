@@ -21,7 +21,7 @@ from voxdiff.training.objective_wavelet import WaveletDiffusionObjective
 
 SCRIPT = Path(__file__).parents[1] / "training_scripts" / "train_wavelet_diffusion.py"
 TINY_MODEL = ["--block_out_channels", "4,8", "--layers_per_block", "1", "--norm_num_groups", "2"]
-TINY_COHORT = ["--cohort", "mr", "--num_subjects", "5", "--resolution", "16", *TINY_MODEL]
+TINY_COHORT = ["--cohort", "mr", "--num_subjects", "3", "--resolution", "16", *TINY_MODEL]
 
 
 class RandomVolumes(Dataset):

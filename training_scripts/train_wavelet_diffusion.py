@@ -155,9 +155,12 @@ def rebuilt(pipeline: WaveletDiffusionPipeline, processor: VolumeProcessor) -> W
 
 
 def check_grid(pipeline: WaveletDiffusionPipeline) -> None:
-    if pipeline.volume_processor.size is not None:
-        conditions = [dict.fromkeys(pipeline.condition_names)] if pipeline.condition_names else []
-        pipeline.check_inputs(conditions, pipeline.volume_processor.size)
+    size, divisor = pipeline.volume_processor.size, pipeline.size_divisor
+    if size is not None and any(count % divisor for count in size):
+        raise ValueError(
+            f"The grid is {size}, but this network needs every size divisible by {divisor}; give such a --resolution, or "
+            "fewer --block_out_channels."
+        )
 
 
 def validation_inputs(pipeline: WaveletDiffusionPipeline, dataset: VolumeDataset, count: int, unit: str | None) -> dict:

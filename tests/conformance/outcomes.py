@@ -12,7 +12,9 @@ UPSTREAM_MARKERS = (
     "ip_adapter lora memory modelopt nightly quantization quanto sdnq single_file slow tensor_parallel torchao training"
 )
 DEPENDENCY = re.compile(r"peft|bitsandbytes|torchao|quanto|gguf|xformers|token|kernels|not installed", re.IGNORECASE)
-HARDWARE = re.compile(r"accelerator|CUDA|XPU|multiple|GPU|Neuron|half-precision|fp8|compute capability", re.IGNORECASE)
+HARDWARE = re.compile(
+    r"accelerator|CPU|CUDA|XPU|multiple|GPU|Neuron|half-precision|fp8|compute capability", re.IGNORECASE
+)
 
 
 class Outcomes:

@@ -44,6 +44,7 @@ def test_labels_are_brats_2023_and_nested(cases):
         assert torch.allclose(fractions.sum(0)[tissue.mask], torch.ones(1), atol=1e-4)
         assert float(fractions.min()) >= 0
         offset = (voxel_centres(64, BRAIN_FOV_MM) - lesion.centre[:, None, None, None]).norm(dim=0)
+        assert not lesion.shares(tissue)[:, offset > 3 * (lesion.radius_mm + 6)].any()
         necrosis, oedema, enhancing = (float(offset[labels == label].mean()) for label in (1, 2, 3))
         assert necrosis < enhancing < oedema
 

@@ -3,9 +3,9 @@
 import hashlib
 import json
 import os
+import shutil
 import subprocess
 import sys
-from pathlib import Path
 
 import diffusers
 import pytest
@@ -13,6 +13,8 @@ import torch
 from conftest import make_pipeline
 from diffusers.utils import dynamic_modules_utils
 from fakehub import FakeHub
+from huggingface_hub import is_offline_mode, snapshot_download
+from huggingface_hub.errors import OfflineModeIsEnabled
 
 import voxdiff
 from voxdiff import WaveletDiffusionPipeline
@@ -34,15 +36,19 @@ import json, sys
 folder, repo = sys.argv[1:]
 import diffusers
 from diffusers import DiffusionPipeline
+from diffusers.pipelines.pipeline_loading_utils import LOADABLE_CLASSES
 remote = {"custom_pipeline": "pipeline", "trust_remote_code": True}
 result = {}
-try:
-    DiffusionPipeline.from_pretrained(repo, **remote)
-except ValueError as error:
-    result["plain diffusers, voxdiff not imported"] = str(error)
-
-result["plain diffusers, folder"] = type(DiffusionPipeline.from_pretrained(folder, **remote)).__name__
-result["imported by the folder's pipeline.py"] = "voxdiff" in sys.modules
+for name, load in {
+    "repository, nobody imported voxdiff": lambda: DiffusionPipeline.from_pretrained(repo, **remote),
+    "component, nobody imported voxdiff": lambda: diffusers.AutoModel.from_pretrained(folder, subfolder="unet"),
+    "folder, nobody imported voxdiff": lambda: DiffusionPipeline.from_pretrained(folder, **remote),
+}.items():
+    try:
+        result[name] = type(load()).__name__
+    except ValueError as error:
+        result[name] = str(error)
+result["registered"] = "voxdiff" in LOADABLE_CLASSES
 
 import torch, voxdiff
 def volumes(pipe):
@@ -133,10 +139,18 @@ def test_from_a_folder(way, published, expected):
         assert record["weights_sha256"] == expected["weights_sha256"]
 
 
+def load_offline(way, cache):
+    assert is_offline_mode()
+    if way != "diffusers":
+        return WAYS[way](REPO, cache_dir=cache)
+    with pytest.raises(OfflineModeIsEnabled):  # plain diffusers asks the Hub for the sha of every pipeline.py
+        WAYS[way](REPO, cache_dir=cache)
+    return WAYS[way](snapshot_download(REPO, cache_dir=cache))
+
+
 @pytest.mark.parametrize("way", WAYS)
 def test_from_a_cache_without_a_network(way, published, expected, tmp_path):
-    assert os.environ["HF_HUB_OFFLINE"] == "1"
-    pipe = WAYS[way](REPO, cache_dir=make_cache(tmp_path, files_of(published)))
+    pipe = load_offline(way, make_cache(tmp_path, files_of(published)))
     assert type(pipe) is WaveletDiffusionPipeline
     output = sample(pipe)
     torch.testing.assert_close(output.volumes, expected["volumes"])
@@ -153,6 +167,21 @@ def test_a_cache_of_pickles_is_refused(published, tmp_path):
     for load in (WAYS["class"], WAYS["auto"]):
         with pytest.raises(ValueError, match="`voxdiff convert`"):
             load(REPO, cache_dir=make_cache(tmp_path / load.__self__.__name__, files))
+
+
+def test_the_hashes_are_those_of_the_files_that_were_read(published, expected, tmp_path):
+    shutil.copytree(published, tmp_path, dirs_exist_ok=True)
+    pipe = make_pipeline()
+    pipe.unet.save_pretrained(tmp_path / "unet", variant="fp16")
+    variant = WEIGHTS.replace(".safetensors", ".fp16.safetensors")
+    digest = hashlib.sha256((tmp_path / variant).read_bytes()).hexdigest()
+
+    def hashes(**options):
+        return sample(WaveletDiffusionPipeline.from_pretrained(tmp_path, **options)).provenance[0]["weights_sha256"]
+
+    assert hashes() == expected["weights_sha256"]
+    assert hashes(variant="fp16") == {variant: digest}
+    assert hashes(unet=pipe.unet) == {}
 
 
 def test_an_unknown_name_offline_is_one_clear_error(tmp_path):
@@ -197,12 +226,13 @@ def test_a_component_from_a_hub(online):
     assert online[0]["auto model"] == "WaveletUNet3DModel"
 
 
-def test_plain_diffusers_imports_voxdiff_from_a_folder_but_not_from_a_hub(online):
+def test_plain_diffusers_imports_voxdiff_for_a_folder_but_not_for_a_repository(online):
     result = online[0]
-    assert result["plain diffusers, folder"] == "WaveletDiffusionPipeline"
-    assert result["imported by the folder's pipeline.py"]
-    # diffusers checks the components before it reads pipeline.py: users of plain diffusers import voxdiff first
-    assert "as defined in `model_index.json` does not exist" in result["plain diffusers, voxdiff not imported"]
+    assert result["folder, nobody imported voxdiff"] == "WaveletDiffusionPipeline"
+    assert result["registered"]
+    # diffusers checks the components before it reads pipeline.py, and imports no package that an index names
+    assert "as defined in `model_index.json` does not exist" in result["repository, nobody imported voxdiff"]
+    assert "has not been imported" in result["component, nobody imported voxdiff"]
 
 
 def test_a_pushed_pipeline_comes_back(online, published, expected):
@@ -218,13 +248,13 @@ def test_a_repository_of_pickles_is_refused(online):
     kind, message = online[0]["pickles"]
     assert kind == "ValueError"
     assert "`voxdiff convert`" in message
-    kind, message = online[0]["pickled model"]
-    assert "safetensors" in message
+    assert online[0]["pickled model"][0] == "OSError"
+    assert "diffusion_pytorch_model.safetensors" in online[0]["pickled model"][1]
 
 
 @pytest.mark.parametrize("way", WAYS)
 def test_the_cache_of_an_online_call_serves_without_a_network(way, online, expected):
     *_, sha, cache = online
-    output = sample(WAYS[way](REPO, cache_dir=Path(cache)))
+    output = sample(load_offline(way, cache))
     torch.testing.assert_close(output.volumes, expected["volumes"])
     assert way == "diffusers" or output.provenance[0]["revision"] == sha

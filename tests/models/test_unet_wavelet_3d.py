@@ -18,7 +18,7 @@ def test_published_network_agrees_with_the_official_one(name, tmp_path):
             "output_blocks.2": candidate.up_blocks[0].upsamplers[0],
             "output_blocks.5": candidate.up_blocks[1].upsamplers[0],
         }.items():
-            module.register_forward_hook(lambda _m, _i, out, key=official: activations.__setitem__(key, out))
+            module.register_forward_hook(lambda _m, _i, out, key=official, kept=activations: kept.update({key: out}))
         with torch.no_grad():
             result = candidate(inputs["x"], torch.tensor(meta["config"]["timesteps"])).sample
         torch.testing.assert_close(result, outputs["y"], atol=meta["atol"], rtol=0)

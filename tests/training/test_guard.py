@@ -89,7 +89,7 @@ def test_a_run_stops_keeps_its_checkpoints_and_resumes(tmp_path, gradient_only, 
     }
     pipeline = make_pipeline()
     objective = Spoil(pipeline, step=3, gradient_only=gradient_only)  # the first micro-batch, not the last
-    with pytest.raises(FloatingPointError, match="stopped at step 4: the .*(loss|layer 'conv_out').* not finite"):
+    with pytest.raises(FloatingPointError, match=r"stopped at step 4: the .*(loss|layer 'conv_out').* not finite"):
         make_trainer(tmp_path, pipeline=pipeline, objective=objective, **settings).train()
     assert sorted(path.name for path in tmp_path.glob("*checkpoint-*")) == ["checkpoint-2"]
     assert [json.loads(line)["step"] for line in (tmp_path / "training_log.jsonl").open()] == [1, 2, 3]

@@ -6,9 +6,8 @@ from training_runs import RandomVolumes, assert_same_run, make_trainer, read_jso
 from voxdiff.training.log import read_log
 from voxdiff.training.objective_wavelet import WaveletDiffusionObjective
 
-
 # Adam turns rounding errors of tiny gradients into steps of the size of the learning rate
-SLOWLY = {"learning_rate": 1e-4, "lr_scheduler": "polynomial"}
+SLOWLY = {"learning_rate": 1e-4, "lr_warmup_steps": 4}
 
 
 class Killed(BaseException):

@@ -126,6 +126,6 @@ def test_several_volumes_and_voxel_space():
 def test_the_loss_is_the_plain_mean_over_scaled_bands():
     scales = [3.0, *[0.25] * 7]
     pipeline = make_pipeline(band_scales=scales)
-    loss, oracle = run(pipeline, lambda noised, clean, timestep: torch.zeros_like(clean))
+    loss, _ = run(pipeline, lambda noised, clean, timestep: torch.zeros_like(clean))
     bands = make_pipeline(band_scales=[1.0] * 8).encode(make_batch()["image"]) / torch.tensor(scales).view(8, 1, 1, 1)
     assert loss == pytest.approx(bands.square().mean().item(), rel=1e-5)

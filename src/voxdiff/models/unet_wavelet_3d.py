@@ -1,6 +1,8 @@
 """The U-Net of WDM and cWDM (Friedrich et al. 2024): an ADM U-Net without attention on 3D wavelet coefficients."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -155,13 +157,13 @@ class WaveletUNet3DModel(VolumeModel):
 
         hidden_states = self.conv_in(sample)
         skips = [hidden_states]
-        for down_block in self.down_blocks:
+        for down_block in cast("Iterable[DownBlock3D]", self.down_blocks):
             for resnet in [*down_block.resnets, *down_block.downsamplers]:
                 hidden_states = self._run(resnet, hidden_states, temb)
                 skips.append(hidden_states)
         for resnet in self.mid_block.resnets:
             hidden_states = self._run(resnet, hidden_states, temb)
-        for up_block in self.up_blocks:
+        for up_block in cast("Iterable[UpBlock3D]", self.up_blocks):
             for resnet in up_block.resnets:
                 hidden_states = self._run(resnet, self._join(hidden_states, skips.pop()), temb)
             for resnet in up_block.upsamplers:

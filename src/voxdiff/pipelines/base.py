@@ -5,7 +5,7 @@ import inspect
 import math
 import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Container, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,8 +32,8 @@ class VolumePipeline(diffusers.DiffusionPipeline):
     def from_pretrained(cls, pretrained_model_name_or_path, **kwargs: Any):
         """Load a pipeline from a folder or a Hub repository; weights must be safetensors.
 
-        Takes diffusers' arguments: ``dtype``, ``variant``, ``revision``, ``cache_dir``, ``local_files_only``, components
-        to replace, ... The SHA-256 of every weight file is recorded for the provenance of the volumes.
+        Takes diffusers' arguments: ``dtype``, ``variant``, ``revision``, ``cache_dir``, ``local_files_only``,
+        components to replace, ... The SHA-256 of every weight file read is recorded for the provenance of the volumes.
 
         Args:
             pretrained_model_name_or_path: A folder that holds a ``model_index.json``, or ``"organisation/name"``.
@@ -51,7 +51,8 @@ class VolumePipeline(diffusers.DiffusionPipeline):
         refuse_pickled_components(folder)
         pipe = super().from_pretrained(folder, **kwargs)
         pipe.register_to_config(_name_or_path=source)
-        pipe._loaded_from = {"model": source, "revision": revision, "weights_sha256": _hash_weights(folder)}
+        weights = _hash_weights(folder, variant=kwargs.get("variant"), replaced=kwargs)
+        pipe._loaded_from = {"model": source, "revision": revision, "weights_sha256": weights}
         return pipe
 
     @classmethod
@@ -166,10 +167,17 @@ class VolumePipeline(diffusers.DiffusionPipeline):
         return [{**record, "seed": seed, "conditions": given} for seed, given in zip(seeds, conditions, strict=True)]
 
 
-def _hash_weights(folder: str | Path) -> dict[str, str]:
-    """SHA-256 of every safetensors file below a folder, as ``sha256sum`` prints it."""
-    files = sorted(Path(folder).rglob("*.safetensors"))
-    return {file.relative_to(folder).as_posix(): _sha256(file) for file in files}
+def _hash_weights(folder: str | Path, variant: str | None, replaced: Container[str]) -> dict[str, str]:
+    """SHA-256, as ``sha256sum`` prints it, of every weight file that was read.
+
+    A component that the caller gave is not read; of the others, the variant is, where there is one.
+    """
+    read: list[Path] = []
+    for component in sorted({file.parent for file in Path(folder).rglob("*.safetensors")}):
+        files = [] if component.name in replaced else sorted(component.glob("*.safetensors"))
+        of_variant = [file for file in files if variant and f".{variant}" in file.name]
+        read += of_variant or [file for file in files if file.name.count(".") == 1]
+    return {file.relative_to(folder).as_posix(): _sha256(file) for file in read}
 
 
 def _sha256(path: Path) -> str:

@@ -4,16 +4,17 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import nibabel as nib
+import numpy as np
 import torch
 
 from voxdiff.models.unet_wavelet_3d import WaveletUNet3DModel
 from voxdiff.pipelines.base import Generators, VolumePipeline
 from voxdiff.pipelines.output import VolumePipelineOutput
 from voxdiff.schedulers import constrain_prediction
-from voxdiff.volumes import VolumeGeometry, VolumeProcessor
+from voxdiff.volumes import OutputType, VolumeGeometry, VolumeProcessor
 from voxdiff.wavelets import WaveletTransform
 
 Conditions = Mapping[str, Any] | Sequence[Mapping[str, Any]] | None
@@ -152,7 +153,7 @@ class WaveletDiffusionPipeline(VolumePipeline):
         num_inference_steps: int = 50,
         generator: Generators = None,
         latents: torch.Tensor | None = None,
-        output_type: str = "nifti",
+        output_type: OutputType = "nifti",
         unit: str | None = None,
         background: float | None = None,
         return_dict: bool = True,
@@ -229,7 +230,7 @@ class WaveletDiffusionPipeline(VolumePipeline):
                 )
         return latents
 
-    def postprocess(self, volumes: torch.Tensor, output_type: str, geometries: list[VolumeGeometry] | None) -> Any:
+    def postprocess(self, volumes: torch.Tensor, output_type: OutputType, geometries: list[VolumeGeometry] | None) -> Any:
         """Volumes in the value range to NIfTI images, tensors or arrays in output units."""
         low, high = self.volume_processor.value_range
         volumes = volumes.clamp(low, high).cpu()
@@ -240,11 +241,7 @@ class WaveletDiffusionPipeline(VolumePipeline):
             for place, name in enumerate(self.output_names)
         ]
         if output_type != "nifti":
-            return (
-                torch.cat(parts, dim=1)
-                if output_type == "pt"
-                else torch.cat(list(map(torch.from_numpy, parts)), 1).numpy()
-            )
+            return torch.cat(parts, dim=1) if output_type == "pt" else np.concatenate(parts, axis=1)
         if len(parts) == 1:
             return parts[0]
         return [nib.concat_images(list(images)) for images in zip(*parts, strict=True)]
@@ -255,7 +252,7 @@ class WaveletDiffusionPipeline(VolumePipeline):
         channels = len(self.output_names) * self.transform.channels_per_volume
         if conditions is not None:
             return (batch_size, channels, *conditions.shape[2:])
-        grid = size or self.volume_processor.size
+        grid = cast("Sequence[int]", size or self.volume_processor.size)
         return (batch_size, channels, *(count // self.transform.stride for count in grid))
 
     def _fit(
