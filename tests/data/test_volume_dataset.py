@@ -183,7 +183,7 @@ def test_nothing_left_is_an_error_even_when_skipping(tmp_path):
     write_volumes(tmp_path, [f"{index}.nii.gz" for index in range(5)])
     for path in tmp_path.iterdir():
         truncate(path)
-    with pytest.raises(ValueError, match="None of the 5 subjects .* and 2 more"):
+    with pytest.raises(ValueError, match=r"None of the 5 subjects .* and 2 more"):
         VolumeDataset(find_subjects(tmp_path, ["image"]), {"image": PLAIN}).check(skip_bad_files=True)
 
 

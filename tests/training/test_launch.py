@@ -112,18 +112,16 @@ def test_a_run_is_published_with_its_card(tmp_path):
         run = [*TINY_COHORT, *options, "--max_train_steps", "2", "--output_dir", tmp_path / "out"]
         finish(launch(*run, HF_HOME=str(tmp_path / "home"), **environment))
         files = hub.repos[("models", "org/tiny")][-1][1]
-        assert sorted(files) == sorted(
-            [
-                ".gitattributes",
-                "README.md",
-                "model_index.json",
-                "pipeline.py",
-                "training_log.jsonl",
-                "scheduler/scheduler_config.json",
-                "unet/config.json",
-                "unet/diffusion_pytorch_model.safetensors",
-            ]
-        )
+        assert sorted(files) == [
+            ".gitattributes",
+            "README.md",
+            "model_index.json",
+            "pipeline.py",
+            "scheduler/scheduler_config.json",
+            "training_log.jsonl",
+            "unet/config.json",
+            "unet/diffusion_pytorch_model.safetensors",
+        ]
         assert files["README.md"] == (tmp_path / "out" / "README.md").read_bytes()
         code = "import voxdiff; print(voxdiff.Pipeline.from_pretrained('org/tiny').unet.config.block_out_channels)"
         settings = {**os.environ, **environment, "HF_HOME": str(tmp_path / "elsewhere")}

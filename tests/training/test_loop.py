@@ -1,3 +1,5 @@
+import sys
+
 import pytest
 import torch
 from conftest import make_pipeline, make_unet
@@ -128,6 +130,12 @@ def test_bf16_computes_in_16_bit_and_keeps_weights_in_32(tmp_path):
 def test_fp16_needs_a_gpu(tmp_path):
     with pytest.raises(ValueError, match=r"fp16 cannot be trained on cpu; choose --mixed_precision bf16"):
         make_trainer(tmp_path, mixed_precision="fp16")
+
+
+def test_a_tracker_has_to_be_installed(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "tensorboard", None)
+    with pytest.raises(ModuleNotFoundError, match=r"pip install voxdiff\[train\]"):
+        make_trainer(tmp_path, report_to="tensorboard")
 
 
 def test_gradient_checkpointing_gives_the_same_gradients(tmp_path):

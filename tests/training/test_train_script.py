@@ -3,6 +3,7 @@ from dataclasses import fields
 
 import pytest
 import torch
+from huggingface_hub import ModelCard
 from safetensors.torch import load_file
 from training_runs import (
     SCRIPT,
@@ -60,6 +61,7 @@ def test_from_the_cohort(run):
     assert "3 subjects" in card
     assert "--resolution 16" in card
     assert str(out.parent) not in card
+    assert ModelCard.load(out / "README.md").data.library_name == "diffusers"
     arguments = read_json(out / "run.json")
     assert arguments["data"]["num_subjects"] == 3
     assert arguments["training"]["max_train_steps"] == 2

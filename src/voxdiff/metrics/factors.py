@@ -31,7 +31,8 @@ class BrainFactors:
         grey_spread: standard deviation of the same voxels.
         white_mean: mean intensity of the voxels nearer to the white matter's level.
         white_spread: standard deviation of the same voxels.
-        sharpness: mean gradient magnitude inside the brain, per mm, relative to the white matter's intensity.
+        sharpness: mean gradient magnitude inside the brain, per mm, relative to the white matter's intensity; a blur
+            lowers it, noise raises it.
     """
 
     brain_volume_ml: float
