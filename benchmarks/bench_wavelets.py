@@ -20,7 +20,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from record import RESULTS, environment, markdown_table, peak_rss_mb, write_result
+from record import RESULTS, PeakMemory, environment, markdown_table, write_result
 
 from voxdiff.wavelets import haar_analysis, haar_synthesis
 
@@ -142,9 +142,9 @@ def memory_growth(name: str, size: int, official: Path | None) -> float:
     analysis, synthesis = make_transform(name, official)
     synthesis(analysis(torch.randn(1, 1, 32, 32, 32)))
     volume = torch.randn(1, 1, size, size, size)
-    before = peak_rss_mb()
-    synthesis(analysis(volume))
-    return peak_rss_mb() - before
+    with PeakMemory() as peak:
+        synthesis(analysis(volume))
+    return peak.growth_mb
 
 
 def row(size: int, name: str, measured: dict[str, dict]) -> list[str]:

@@ -3,7 +3,6 @@
 import json
 import os
 import platform
-import resource
 import subprocess
 import sys
 import time
@@ -47,9 +46,19 @@ def write_result(name: str, result: dict[str, Any], folder: Path = RESULTS) -> P
     return path
 
 
-def peak_rss_mb() -> float:
-    """Largest resident size of this process so far, in MiB."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
+class PeakMemory:
+    """Growth of this process's peak resident size, in MiB, over what it held at the start (Linux).
+
+    The kernel's high-water mark is reset first; ``ru_maxrss`` would not do, which a child inherits from its parent.
+    """
+
+    def __enter__(self) -> "PeakMemory":
+        Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
+        self._before = _status_mb("VmRSS")
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.growth_mb = round(_status_mb("VmHWM") - self._before, 1)
 
 
 def markdown_table(header: list[str], rows: list[list[str]]) -> str:
@@ -60,6 +69,11 @@ def markdown_table(header: list[str], rows: list[list[str]]) -> str:
     return "\n".join(
         "| " + " | ".join(cell.ljust(w) for cell, w in zip(line, widths, strict=True)) + " |" for line in lines
     )
+
+
+def _status_mb(field: str) -> float:
+    lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith(field)) / 2**10
 
 
 def _git(*arguments: str) -> str:

@@ -147,7 +147,7 @@ def test_a_cohort_grows(tmp_path):
         ({"lesions": False}, "begun with lesions True"),
         ({"seed": 5}, "begun with seed 0 and 5"),
         ({"template": "mni152"}, "begun with template None"),
-        ({"modality": "ct", "lesions": False}, "begun with cohort_version 'synthetic_brain_v0'"),
+        ({"modality": "ct", "contrasts": ("ct",), "lesions": False}, "begun with cohort_version 'synthetic_brain_v0'"),
     ],
 )
 def test_other_settings_are_refused_and_nothing_is_written(tmp_path, changed, message):

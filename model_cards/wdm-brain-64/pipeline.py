@@ -1,0 +1,2 @@
+import voxdiff.pipelines  # noqa: F401
+from voxdiff import WaveletDiffusionPipeline  # noqa: F401
