@@ -13,7 +13,7 @@ import torch
 from transformers import HfArgumentParser
 
 from voxdiff.data.volume_dataset import VolumeDataset
-from voxdiff.hub.publish import publish_folder, require_login
+from voxdiff.hub.publish import publish_folder, require_access
 from voxdiff.hub.registry import resolve_model
 from voxdiff.hub.training_card import training_card
 from voxdiff.models.unet_wavelet_3d import WaveletUNet3DModel
@@ -106,7 +106,7 @@ def check_before_loading(data: DataArguments, model: ModelArguments, args: Train
         require_outside(Path(args.output_dir), Path(data.train_data_dir))
     find_checkpoint(Path(args.output_dir), args.resume_from_checkpoint)
     if args.push_to_hub:
-        require_login()
+        require_access(args.hub_model_id)
 
 
 def load_pipeline(model: ModelArguments) -> WaveletDiffusionPipeline:

@@ -5,7 +5,7 @@ import sys
 import pytest
 from fakehub import FakeHub
 
-from voxdiff.hub.publish import publish_folder, require_login
+from voxdiff.hub.publish import publish_folder, require_access
 
 HOME = ["README.md", "model_index.json", "pipeline.py", "training_log.jsonl", "unet/config.json", "unet/w.safetensors"]
 STAYS = [
@@ -25,7 +25,7 @@ def test_a_pipeline_is_published_and_the_rest_stays_at_home(tmp_path):
         (tmp_path / "out" / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / "out" / name).write_text(f"{name} 1")
     code = (
-        "import sys; from voxdiff.hub.publish import publish_folder, require_login; print(require_login()); "
+        "import sys; from voxdiff.hub.publish import publish_folder, require_access; print(require_access('org/name')); "
         "print(publish_folder(sys.argv[1], 'org/name', private=True, token='hf_y'))"
     )
     with FakeHub() as hub:
@@ -48,4 +48,9 @@ def test_what_is_no_pipeline_is_not_published(tmp_path):
 
 def test_a_stranger_is_told_how_to_log_in():
     with pytest.raises(OSError, match=r"The Hub does not know you .*HF_TOKEN"):
-        require_login("hf_wrong")
+        require_access("org/name", token="hf_wrong")
+
+
+def test_a_name_is_checked_before_the_work():
+    with pytest.raises(ValueError, match="org/na me"):
+        require_access("org/na me")

@@ -1,4 +1,5 @@
 import os
+import resource
 import stat
 
 import pytest
@@ -9,6 +10,7 @@ from training_runs import make_trainer, run_record
 import voxdiff
 from voxdiff.training import checkpoints
 from voxdiff.training.checkpoints import find_checkpoint, list_checkpoints, read_state, save_pipeline
+from voxdiff.training.objective_wavelet import WaveletDiffusionObjective
 
 
 def fake_checkpoint(folder, step):
@@ -49,18 +51,26 @@ def test_only_the_newest_are_kept_and_leftovers_removed(tmp_path):
     assert sorted(path.name for path in tmp_path.glob("*checkpoint*")) == ["checkpoint-4", "checkpoint-5"]
 
 
-def test_a_save_that_fails_leaves_the_previous_checkpoint(tmp_path, monkeypatch):
-    trainer = make_trainer(tmp_path)
+class FullDisk(WaveletDiffusionObjective):
+    """From the third step on no file may grow beyond a size."""
 
-    def full_disk(folder):
-        if "checkpoint-4" in str(folder):
-            raise OSError(28, "No space left on device")
+    def __call__(self, model, batch, noise):
+        if batch["step"][0] == 2:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (self.bytes, self.limits[1]))
+        return super().__call__(model, batch, noise)
 
-    monkeypatch.setattr(checkpoints, "make_readable", full_disk)
-    with pytest.raises(OSError, match="No space left"):
-        trainer.train()
-    assert [path.name for path in list_checkpoints(tmp_path)] == ["checkpoint-2"]
-    monkeypatch.undo()
+
+@pytest.mark.parametrize("size", [4_000, 100_000])  # too small for the weights, or for the optimiser's state only
+def test_a_full_disk_leaves_the_previous_checkpoint(tmp_path, size):
+    pipeline = make_pipeline()
+    objective = FullDisk(pipeline)
+    objective.bytes, objective.limits = size, resource.getrlimit(resource.RLIMIT_FSIZE)
+    try:
+        with pytest.raises(OSError, match=r"checkpoint-4 could not be written \(.*\); the checkpoints before it are"):
+            make_trainer(tmp_path, pipeline=pipeline, objective=objective).train()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, objective.limits)
+    assert [path.name for path in tmp_path.glob("*checkpoint*")] == ["checkpoint-2"]
     make_trainer(tmp_path, resume_from_checkpoint="latest").train()
     assert [path.name for path in list_checkpoints(tmp_path)] == ["checkpoint-2", "checkpoint-4"]
 

@@ -68,11 +68,11 @@ def test_from_the_cohort(run):
 
 
 def test_labels_and_ct_of_the_cohort(run):
-    out = run(*TINY_COHORT, "--image_columns", "t1,lesion")
+    out = run(*TINY_COHORT, "--num_subjects", "1", "--image_columns", "t1,lesion")
     index = read_json(out / "model_index.json")
     assert index["output_volumes"] == {"t1": 0, "lesion": 1}
     assert index["label_volumes"] == {"lesion": 3}
-    ct = run("--cohort", "ct", *TINY_COHORT[2:], out="ct")
+    ct = run("--cohort", "ct", *TINY_COHORT[2:], "--num_subjects", "1", out="ct")
     assert intensity_unit(sample(ct)) == "HU"
     assert read_json(ct / "model_index.json")["processor"]["unit"] == "HU"
 
@@ -246,6 +246,7 @@ def spoil_nothing(folder):
         (spoil_nothing, ["--image_columns", "t1,t2"], "no file whose name ends with one of t1, t2"),
         (spoil_nothing, ["--split", "test"], "no folder 'test'"),
         (spoil_nothing, ["--intensity", "window", "--low", "-1000", "--high", "900"], "does not look like CT"),
+        (spoil_nothing, ["--unit", "HU"], "--unit HU belongs to a model in HU"),
         (spoil_nothing, ["--intensity", "window"], "The window is None to None; give low and high"),
         (spoil_nothing, ["--intensity", "zscore"], "intensity is 'zscore'; use one of"),
         (spoil_nothing, ["--block_out_channels", "4,4,4,4,4"], r"grid is \(16, 16, 16\), .*divisible by 32"),

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from huggingface_hub import HfApi
+from huggingface_hub.utils import validate_repo_id
 
 # What a training run leaves beside its pipeline. Validation volumes may show patients, run.json names local folders.
 _IGNORED = (".*", "*/.*", "checkpoint-*", "cache/*", "logs/*", "validation/*", "run.json")
@@ -37,7 +38,7 @@ def publish_folder(folder: str | Path, repo_id: str, *, private: bool = False, t
     return commit.commit_url
 
 
-def require_login(token: str | None = None) -> str:
+def require_access(repo_id: str, *, token: str | None = None) -> str:
     """Ask the Hub who we are, before the work whose result is to be published.
 
     Returns:
@@ -45,7 +46,9 @@ def require_login(token: str | None = None) -> str:
 
     Raises:
         OSError: If nobody is logged in, or the Hub cannot be reached.
+        ValueError: If `repo_id` is no repository name.
     """
+    validate_repo_id(repo_id)
     try:
         return HfApi(token=token).whoami()["name"]
     except OSError as error:

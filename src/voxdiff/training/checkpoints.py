@@ -9,6 +9,7 @@ from typing import Any
 
 from accelerate import Accelerator
 from diffusers import DiffusionPipeline
+from safetensors import SafetensorError
 from torch import nn
 
 from voxdiff.volumes import atomic_path
@@ -44,6 +45,9 @@ def save_checkpoint(accelerator: Accelerator, output_dir: Path, state: dict[str,
         output_dir: Folder of the run.
         state: Plain values beside it; ``state["step"]`` names the checkpoint.
         limit: Checkpoints kept.
+
+    Raises:
+        OSError: If it could not be written, for example because the disk is full.
     """
     final = output_dir / f"checkpoint-{state['step']}"
     temporary = output_dir / f".{final.name}.tmp"
@@ -51,7 +55,14 @@ def save_checkpoint(accelerator: Accelerator, output_dir: Path, state: dict[str,
         for leftover in output_dir.glob(".checkpoint-*.tmp"):
             shutil.rmtree(leftover)
     accelerator.wait_for_everyone()
-    accelerator.save_state(str(temporary))
+    try:
+        accelerator.save_state(str(temporary))
+    except (OSError, RuntimeError, SafetensorError) as error:  # torch and safetensors report a full disk as their own
+        shutil.rmtree(temporary, ignore_errors=True)
+        reason = str(error).split("\n")[0]
+        raise OSError(
+            f"{final} could not be written ({reason}); the checkpoints before it are as they were."
+        ) from error
     accelerator.wait_for_everyone()
     if accelerator.is_main_process:
         (temporary / STATE_FILE).write_text(json.dumps(state, indent=2), encoding="utf-8")

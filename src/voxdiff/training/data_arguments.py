@@ -111,6 +111,8 @@ class DataArguments:
         Raises:
             OSError, ValueError: The data are missing or do not fit, see :mod:`voxdiff.data.volume_dataset`.
         """
+        if self.unit is not None and all(processor.unit != "HU" for processor in processors.values()):
+            raise ValueError(f"--unit {self.unit} belongs to a model in HU (--intensity window); leave it out.")
         if self.cohort is not None:
             return VolumeDataset(self._make_cohort(processors, cache_dir), processors, unit=self.known_unit)
         assert self.train_data_dir is not None
