@@ -230,7 +230,9 @@ class WaveletDiffusionPipeline(VolumePipeline):
                 )
         return latents
 
-    def postprocess(self, volumes: torch.Tensor, output_type: OutputType, geometries: list[VolumeGeometry] | None) -> Any:
+    def postprocess(
+        self, volumes: torch.Tensor, output_type: OutputType, geometries: list[VolumeGeometry] | None
+    ) -> Any:
         """Volumes in the value range to NIfTI images, tensors or arrays in output units."""
         low, high = self.volume_processor.value_range
         volumes = volumes.clamp(low, high).cpu()
