@@ -21,7 +21,7 @@ lint: $(VENV)/.dev
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-bench: $(VENV)/.test $(VENV)/.metrics
+bench: $(VENV)/.bench
 	$(BIN)/python benchmarks/bench_wavelets.py
 	$(BIN)/python benchmarks/bench_wdm.py
 
@@ -40,7 +40,7 @@ $(VENV)/.base: $(VENV)/.torch setup.py
 	$(BIN)/python -m pip install --quiet --editable .
 	touch $@
 
-$(VENV)/.test $(VENV)/.dev $(VENV)/.metrics $(VENV)/.conformance: $(VENV)/.%: $(VENV)/.base
+$(VENV)/.test $(VENV)/.dev $(VENV)/.bench $(VENV)/.conformance: $(VENV)/.%: $(VENV)/.base
 	$(BIN)/python -m pip install --quiet --editable ".[$*]"
 	touch $@
 

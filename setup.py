@@ -10,7 +10,8 @@ EXTRAS = {
     "dicom": ["pydicom", "highdicom"],
     "physics": ["deepinv"],
     "demo": ["gradio", "matplotlib"],
-    "test": ["pytest", "pytest-xdist", "hypothesis", "tensorboard", "scipy"],
+    "test": ["pytest", "tensorboard", "scipy", "monai", "pydicom"],
+    "bench": ["ptwt", "scipy", "monai", "matplotlib"],
     "dev": ["ruff", "mypy"],
     "conformance": ["pytest", "requests", "requests_mock", "pillow", "parameterized"],
 }

@@ -186,7 +186,8 @@ def publish(pipeline: WaveletDiffusionPipeline, run_config: dict, data: str, glo
     """Write the card beside the trained pipeline, and send both to the Hub if that was asked for."""
     args = run_config["training"]
     output_dir = Path(args["output_dir"])
-    loss = read_log(output_dir / "training_log.jsonl")[-1]["loss"]
+    records = read_log(output_dir / "training_log.jsonl")
+    loss = records[-1]["loss"] if records else None
     card = training_card(pipeline, run_config, data=data, global_batch_size=global_batch_size, final_loss=loss)
     with atomic_path(output_dir / "README.md") as temporary:
         temporary.write_text(card, encoding="utf-8")

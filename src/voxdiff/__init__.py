@@ -23,12 +23,17 @@ _EXPORTS = {
     "CohortDataset": "voxdiff.data.cohort",
     "make_subject": "voxdiff.data.cohort",
     "convert_state_dict": "voxdiff.hub.convert",
+    "resolve_model": "voxdiff.hub.registry",
 }
+
+_ROOMS = ("data", "hub", "metrics", "models", "pipelines", "schedulers", "training", "volumes", "wavelets")
 
 __all__ = ["__version__", *_EXPORTS]
 
 
 def __getattr__(name: str) -> object:
+    if name in _ROOMS:
+        return importlib.import_module(f"voxdiff.{name}")
     if name not in _EXPORTS:
         raise AttributeError(f"module 'voxdiff' has no attribute {name!r}; it exports {', '.join(sorted(_EXPORTS))}.")
     value = getattr(importlib.import_module(_EXPORTS[name]), name)

@@ -77,6 +77,13 @@ def test_bad_input_is_one_sentence_and_writes_nothing(model, tmp_path, arguments
     assert not (tmp_path / "out").exists()
 
 
+def test_an_output_folder_that_is_a_file_is_refused_before_sampling(model, tmp_path):
+    (tmp_path / "out").write_text("kept")
+    result = run(model, "--out", tmp_path / "out")
+    assert result.exit_code == 1 and "is a file; give a folder" in result.output
+    assert (tmp_path / "out").read_text() == "kept"
+
+
 def test_an_unknown_model_is_one_sentence(tmp_path):
     result = run("no-such-model", "--out", tmp_path / "out")
     assert result.exit_code == 1 and "give a pipeline folder, a Hub repository" in result.output

@@ -158,6 +158,17 @@ def test_several_outputs_and_a_label_map():
     )
 
 
+@pytest.mark.parametrize("names", [("t1", "lesion"), ("lesion", "t1")])
+def test_a_label_map_beside_an_image_survives_saving_exactly(names, tmp_path):
+    places = {name: place for place, name in enumerate(names)}
+    pipe = make_pipeline(make_unet(16, 16), output_volumes=places, label_volumes={"lesion": 3})
+    exact = sample(pipe)[0]
+    output = pipe(num_inference_steps=3, generator=seeded(0))
+    [path] = voxdiff.save_volumes(output, tmp_path)
+    read = np.moveaxis(nib.load(path).get_fdata(dtype=np.float32), -1, 0)
+    np.testing.assert_array_equal(read, exact.numpy())
+
+
 # --- geometry, output, provenance ------------------------------------------------------------------------------------
 
 
@@ -261,6 +272,9 @@ def test_a_list_of_subjects_is_a_batch(translation_pipe):
         ({"generator": [torch.Generator()] * 2}, "2 generators were given for a batch of 1"),
         ({"latents": torch.zeros(1, 8, 4, 4, 4)}, r"this call needs \(1, 8, 8, 8, 4\)"),
         ({"size": (10, 16, 8)}, r"divisible by 4 for this model; the nearest valid grids are \(8, 16, 8\)"),
+        ({"unit": "HU"}, "none was given; leave them out"),
+        ({"condition_volumes": {}}, "condition_volumes is empty"),
+        ({"size": 8}, "give three whole numbers"),
         ({"condition_volumes": {"t2": np.zeros((16, 16, 8))}}, "names t2; this model takes none"),
         ({"callback_on_step_end_tensor_inputs": ["noise"]}, "allowed are latents"),
     ],
@@ -268,6 +282,12 @@ def test_a_list_of_subjects_is_a_batch(translation_pipe):
 def test_bad_arguments_raise(pipe, arguments, message):
     with pytest.raises(ValueError, match=message):
         sample(pipe, **arguments)
+
+
+def test_steps_that_would_not_begin_at_pure_noise_raise(pipe):
+    pipe.scheduler = swap_scheduler(pipe.scheduler, "ddim")
+    with pytest.raises(ValueError, match="takes at most 500 steps or all 1000"):
+        sample(pipe, num_inference_steps=600)
 
 
 def test_an_unsupported_scheduler_raises(pipe):

@@ -39,6 +39,15 @@ def test_timesteps_suit_the_solver(name):
         assert scheduler.timesteps.tolist() == list(range(999, -1, -1))
 
 
+@pytest.mark.parametrize("second", [name for name in SUPPORTED_SCHEDULERS if name != "flow-euler"])
+@pytest.mark.parametrize("first", [name for name in SUPPORTED_SCHEDULERS if name != "flow-euler"])
+def test_swapping_there_and_back_changes_nothing(first, second):
+    there = swap_scheduler(make_scheduler("wdm-dpm++"), first)
+    back = swap_scheduler(swap_scheduler(there, second), first)
+    own = {name for name in there.config if name in type(there)._get_init_keys(type(there))}
+    assert {name: there.config[name] for name in own} == {name: back.config[name] for name in own}
+
+
 def test_unsupported_schedulers_raise():
     with pytest.raises(ValueError, match="PNDMScheduler, which voxdiff does not support; use one of ddpm"):
         check_scheduler(diffusers.PNDMScheduler())

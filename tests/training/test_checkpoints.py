@@ -112,6 +112,9 @@ def test_the_state_says_what_the_run_was(tmp_path):
     assert (state["step"], state["samples"], state["global_batch_size"], state["seed"]) == (4, 5, 2, 0)
     assert state["prediction_type"] == "sample"
     assert state["run"]["learning_rate"] == 1e-2
+    parts = {path.name for path in (tmp_path / "checkpoint-4").iterdir()}
+    own = {"unet", "unet_ema", "training_state.json"}
+    assert parts == own | {"optimizer.bin", "custom_checkpoint_0.pkl", "random_states_0.pkl"}
 
 
 def test_the_final_pipeline_lies_beside_the_checkpoints_and_loads(tmp_path):

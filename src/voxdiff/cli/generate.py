@@ -35,6 +35,8 @@ def generate(
     try:
         if num_volumes < 1 or batch_size < 1:
             raise ValueError("--num-volumes and --batch-size take whole numbers of at least 1.")
+        if out.exists() and not out.is_dir():
+            raise ValueError(f"--out {out} is a file; give a folder.")
         pipe = load_pipeline(model, scheduler, device, dtype)
         conditions = parse_conditions(condition or [])
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())

@@ -174,6 +174,7 @@ class VolumeDataset(Dataset[dict[str, torch.Tensor]]):
 def _read_niftifolder(folder: Path, columns: Sequence[str], split: str) -> list[dict[str, Any]]:
     from datasets import Nifti, load_dataset
 
+    split = {"val": "validation"}.get(split, split)  # `datasets` calls a folder `val` so
     dataset = load_dataset("niftifolder", data_dir=str(folder), split=split)
     volumes = [name for name, feature in dataset.features.items() if isinstance(feature, Nifti)]
     missing = [column for column in columns if column not in volumes]

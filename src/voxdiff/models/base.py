@@ -37,7 +37,8 @@ class VolumeModel(ModelMixin, ConfigMixin):
                 f"asks for ({' '.join(str(error).split())[:300]}); use weights and config of the same model."
             ) from error
         if kwargs.get("device_map") is None:  # the index of a sharded checkpoint may promise what no shard holds
-            info["missing_keys"] += [name for name, tensor in model.state_dict().items() if tensor.is_meta]
+            empty = {name for name, tensor in model.state_dict().items() if tensor.is_meta}
+            info["missing_keys"] = sorted(empty | set(info["missing_keys"]))
         for problem in ("missing_keys", "unexpected_keys", "mismatched_keys"):
             if info[problem]:
                 raise ValueError(

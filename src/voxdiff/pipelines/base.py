@@ -91,6 +91,11 @@ class VolumePipeline(diffusers.DiffusionPipeline):
                 f"num_inference_steps is {num_inference_steps!r}; give a whole number from 1 to {most}, the steps the "
                 "model was trained with."
             )
+        if self.scheduler.config.get("timestep_spacing") == "leading" and most // 2 < num_inference_steps < most:
+            raise ValueError(
+                f"num_inference_steps is {num_inference_steps}; {type(self.scheduler).__name__} takes at most {most // 2} "
+                f"steps or all {most}: in between its steps do not begin at pure noise."
+            )
         if isinstance(generator, list) and len(generator) != batch_size:
             raise ValueError(
                 f"{len(generator)} generators were given for a batch of {batch_size}; give one, or one a sample."

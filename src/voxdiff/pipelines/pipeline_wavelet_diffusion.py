@@ -14,7 +14,8 @@ from voxdiff.models.unet_wavelet_3d import WaveletUNet3DModel
 from voxdiff.pipelines.base import Generators, VolumePipeline
 from voxdiff.pipelines.output import VolumePipelineOutput
 from voxdiff.schedulers import constrain_prediction
-from voxdiff.volumes import OutputType, VolumeGeometry, VolumeProcessor
+from voxdiff.volume_files import make_image
+from voxdiff.volumes import OutputType, VolumeGeometry, VolumeProcessor, intensity_unit
 from voxdiff.wavelets import WaveletTransform
 
 Conditions = Mapping[str, Any] | Sequence[Mapping[str, Any]] | None
@@ -96,7 +97,13 @@ class WaveletDiffusionPipeline(VolumePipeline):
             **geometry, intensity="labels", high=highest, value_range=self.volume_processor.value_range, background=0
         )
 
-    def check_inputs(self, subjects: list[Mapping[str, Any]], size: Sequence[int] | None) -> None:
+    def check_inputs(
+        self,
+        subjects: list[Mapping[str, Any]],
+        size: Sequence[int] | None,
+        unit: str | None = None,
+        background: float | None = None,
+    ) -> None:
         """Raise ValueError, in one sentence, if the conditions or the grid do not fit this model."""
         for volumes in subjects:
             if set(volumes) != set(self.condition_names):
@@ -109,13 +116,17 @@ class WaveletDiffusionPipeline(VolumePipeline):
             )
         if subjects and size is not None:
             raise ValueError("size was given together with condition_volumes, whose grid decides; leave size out.")
+        if not subjects and (unit is not None or background is not None):
+            raise ValueError("unit and background describe condition volumes, and none was given; leave them out.")
         if not subjects:
             self._check_grid(size or self.volume_processor.size)
 
     def _check_grid(self, size: Sequence[int] | None) -> None:
         if size is None:
             raise ValueError("This model has no grid of its own and no condition gives one: pass size=(x, y, z).")
-        if len(size) != 3 or any(count % self.size_divisor or count < 1 for count in size):
+        if not isinstance(size, Sequence) or len(size) != 3:
+            raise ValueError(f"size is {size!r}; give three whole numbers (x, y, z).")
+        if any(count % self.size_divisor or count < 1 for count in size):
             below = [max(int(count) // self.size_divisor, 1) * self.size_divisor for count in size]
             raise ValueError(
                 f"The grid is {tuple(size)}, but every size must be divisible by {self.size_divisor} for this model; the "
@@ -191,7 +202,7 @@ class WaveletDiffusionPipeline(VolumePipeline):
             output_type=output_type,
             callback_on_step_end_tensor_inputs=callback_on_step_end_tensor_inputs,
         )
-        self.check_inputs(subjects, size)
+        self.check_inputs(subjects, size, unit, background)
         conditions, geometries = self.prepare_conditions(subjects, unit, background)
         self.scheduler.set_timesteps(num_inference_steps, device=self._execution_device)
         latents = self.prepare_latents(self._latent_shape(batch_size, size, conditions), generator, latents)
@@ -246,7 +257,7 @@ class WaveletDiffusionPipeline(VolumePipeline):
             return torch.cat(parts, dim=1) if output_type == "pt" else np.concatenate(parts, axis=1)
         if len(parts) == 1:
             return parts[0]
-        return [nib.concat_images(list(images)) for images in zip(*parts, strict=True)]
+        return [_side_by_side(images) for images in zip(*parts, strict=True)]
 
     def _latent_shape(
         self, batch_size: int, size: Sequence[int] | None, conditions: torch.Tensor | None
@@ -289,9 +300,18 @@ def _in_order(places: Mapping[str, int]) -> list[str]:
     return names
 
 
+def _side_by_side(images: Sequence[nib.Nifti1Image]) -> nib.Nifti1Image:
+    """One float32 NIfTI image with the volumes along its fourth axis; its unit is theirs if they share one."""
+    units = {intensity_unit(image) for image in images}
+    values = np.stack([image.get_fdata(dtype=np.float32) for image in images], axis=-1)
+    return make_image(values, images[0].affine, unit=units.pop() if len(units) == 1 else None)
+
+
 def _as_subjects(condition_volumes: Conditions, batch_size: int) -> list[Mapping[str, Any]]:
     if condition_volumes is None:
         return []
+    if not condition_volumes:
+        raise ValueError("condition_volumes is empty; give name -> volume, or leave it out.")
     if isinstance(condition_volumes, Mapping):
         return [condition_volumes] * batch_size
     if batch_size not in (1, len(condition_volumes)):

@@ -25,6 +25,13 @@ SUPPORTED_SCHEDULERS = {
 _SPACING = {"ddpm": "leading", "ddim": "leading"}
 _DEFAULT_SPACING = "linspace"
 
+# Keys that mean something else to each solver, and that a solver overwrites for the next one.
+_SOLVER_KEYS = {
+    "dpm++": {"algorithm_type": "dpmsolver++", "solver_type": "midpoint"},
+    "deis": {"algorithm_type": "deis", "solver_type": "logrho"},
+    "unipc": {"solver_type": "bh2"},
+}
+
 # Keys of several solvers side by side: diffusers keeps those that the present one does not know for the next one.
 _DIFFUSION = {
     "num_train_timesteps": 1000,
@@ -32,9 +39,7 @@ _DIFFUSION = {
     "clip_sample": False,
     "thresholding": False,
     "set_alpha_to_one": True,
-    "algorithm_type": "dpmsolver++",
     "solver_order": 2,
-    "solver_type": "midpoint",
     "lower_order_final": True,
     "final_sigmas_type": "zero",
 }
@@ -106,7 +111,7 @@ def swap_scheduler(scheduler, name: str):
 
 def _build(name: str, config: Mapping[str, Any]):
     spacing = _SPACING.get(name, _DEFAULT_SPACING)
-    config = {**config, **({} if name == "flow-euler" else {"timestep_spacing": spacing})}
+    config = {**config, **({} if name == "flow-euler" else {"timestep_spacing": spacing}), **_SOLVER_KEYS.get(name, {})}
     return getattr(diffusers, SUPPORTED_SCHEDULERS[name]).from_config(config)
 
 
