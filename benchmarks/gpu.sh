@@ -166,7 +166,7 @@ case ${1:-} in
   export) prepare && export_weights ;;
   stats) prepare && stats ;;
   *)
-    sed -n '2,18p' "$0" | sed 's/^# \{0,1\}//'
+    sed -n '2,16p' "$0" | sed 's/^# \{0,1\}//'
     exit 2
     ;;
 esac

@@ -78,6 +78,10 @@ class TrainingArguments:
             self._require(name, getattr(self, name) > 0, "give a number above 0")
         for name in _BELOW_ONE:
             self._require(name, 0 <= getattr(self, name) < 1, "give a number from 0 up to, but not, 1")
+        if self.lr_scheduler == "constant" and self.lr_warmup_steps:
+            raise ValueError(
+                "--lr_scheduler constant has no warm-up; use constant_with_warmup or drop --lr_warmup_steps."
+            )
         if self.push_to_hub != (self.hub_model_id is not None) or (self.hub_private_repo and not self.push_to_hub):
             raise ValueError("--push_to_hub and --hub_model_id go together, --hub_private_repo only with them.")
 
