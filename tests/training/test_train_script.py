@@ -246,6 +246,7 @@ def spoil_nothing(folder):
         (spoil_nothing, ["--image_columns", "t1,t2"], "no file whose name ends with one of t1, t2"),
         (spoil_nothing, ["--split", "test"], "no folder 'test'"),
         (spoil_nothing, ["--intensity", "window", "--low", "-1000", "--high", "900"], "does not look like CT"),
+        (spoil_nothing, ["--resume_from_checkpoint", "nosuch"], "nosuch is not a complete checkpoint"),
         (spoil_nothing, ["--unit", "HU"], "--unit HU belongs to a model in HU"),
         (spoil_nothing, ["--intensity", "window"], "The window is None to None; give low and high"),
         (spoil_nothing, ["--intensity", "zscore"], "intensity is 'zscore'; use one of"),

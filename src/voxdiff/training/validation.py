@@ -32,15 +32,13 @@ def save_validation_volumes(
         inputs: Arguments of the pipeline's call, such as the conditions of ``num_validation_volumes`` subjects.
     """
     pipeline.set_progress_bar_config(disable=True)
-    with torch.random.fork_rng():  # a look must not change the run
-        output = pipeline(
-            **(inputs or {}),
-            batch_size=args.num_validation_volumes,
-            num_inference_steps=args.validation_inference_steps,
-            generator=[
-                torch.Generator().manual_seed(args.seed + index) for index in range(args.num_validation_volumes)
-            ],
-        )
+    generators = [torch.Generator().manual_seed(args.seed + index) for index in range(args.num_validation_volumes)]
+    output = pipeline(
+        **(inputs or {}),
+        batch_size=args.num_validation_volumes,
+        num_inference_steps=args.validation_inference_steps,
+        generator=generators,
+    )
     volumes = save_volumes(output, folder / f"step-{step:06d}", png=True)
     pictures = [path.with_name(path.name.removesuffix(".nii.gz") + ".png") for path in volumes]
     for tracker in accelerator.trackers:
