@@ -27,6 +27,7 @@ def environment(device: str = "cpu") -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "load_average": [round(load, 2) for load in os.getloadavg()],
         "niceness": os.nice(0),
+        "omp_wait_policy": os.environ.get("OMP_WAIT_POLICY"),
         "python": platform.python_version(),
         "versions": {name: metadata.version(name) for name in _PACKAGES if _installed(name)},
     }
