@@ -6,12 +6,15 @@ from setuptools import find_packages, setup
 
 EXTRAS = {
     "train": ["tensorboard"],
-    "metrics": ["monai", "scipy", "scikit-learn", "matplotlib"],
+    "metrics": ["monai", "scipy", "scikit-learn", "matplotlib", "torchmetrics"],
     "dicom": ["pydicom", "highdicom"],
     "physics": ["deepinv"],
     "demo": ["gradio", "matplotlib"],
-    "test": ["pytest", "tensorboard", "scipy", "monai", "pydicom"],
-    "bench": ["ptwt", "scipy", "monai", "matplotlib"],
+    "test": [
+        *("pytest", "tensorboard", "pydicom"),
+        *("monai", "scipy", "scikit-learn", "scikit-image", "matplotlib", "torchmetrics"),
+    ],
+    "bench": ["ptwt", "scipy", "monai", "scikit-learn", "matplotlib", "torchmetrics"],
     "dev": ["ruff", "mypy"],
     "conformance": ["pytest", "requests", "requests_mock", "pillow", "parameterized"],
 }
@@ -30,7 +33,10 @@ setup(
     packages=[*find_packages("src"), "voxdiff.model_cards"],
     package_data={
         "voxdiff": ["py.typed", "data/anatomies/*"],
-        "voxdiff.model_cards": ["wdm-brain-64/*", "wdm-brain-64/unet/*", "wdm-brain-64/scheduler/*"],
+        "voxdiff.model_cards": [
+            *("wdm-brain-64/*", "wdm-brain-64/unet/*", "wdm-brain-64/scheduler/*"),
+            *("cohort-2d/*", "cohort-3d/*"),
+        ],
     },
     install_requires=[
         "torch>=2.11,!=2.9.*",

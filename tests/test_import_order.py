@@ -10,7 +10,7 @@ import pytest
 import voxdiff
 
 SOURCE = Path(voxdiff.__file__).parent
-FILES = {"wavelets", "volumes", "volume_files", "volume_grids", "volume_intensities", "volume_dicom"}
+FILES = {"wavelets", "volumes", "volume_files", "volume_grids", "volume_intensities", "volume_dicom", "shipped"}
 LINES = [
     FILES,
     {"models", "schedulers", "physics", "data", "metrics"},
@@ -20,7 +20,7 @@ LINES = [
     {"cli"},
 ]
 # Packages of the extras: an installation without them must still import every module.
-HEAVY = {"monai", "deepinv", "gradio", "matplotlib", "pydicom", "highdicom", "scipy", "sklearn", "tensorboard"}
+HEAVY = {"monai", "deepinv", "gradio", "matplotlib", "pydicom", "highdicom", "scipy", "sklearn", "skimage", "tensorboard", "torchmetrics"}
 
 
 def modules_below(folder):

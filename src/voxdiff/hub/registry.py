@@ -1,12 +1,10 @@
 """Where a model name leads: the models that ship with voxdiff, a checkout's model_cards/, then the Hub."""
 
 import os
-from pathlib import Path
 
-import voxdiff
+from voxdiff.shipped import find_shipped, shipped_folders
 
 DEFAULT_MODEL = "wdm-brain-64"
-_PACKAGE = Path(voxdiff.__file__).parent
 
 
 def resolve_model(name: str) -> str:
@@ -20,9 +18,8 @@ def resolve_model(name: str) -> str:
     """
     if os.path.exists(name):
         return name
-    for folder in shipped_folders():
-        if (folder / name / "model_index.json").is_file():
-            return str(folder / name)
+    if (shipped_model := find_shipped(name, "model_index.json")) is not None:
+        return str(shipped_model)
     if name.count("/") == 1 and not name.startswith((".", "/", "~")):
         return name
     shipped = ", ".join(shipped_models()) or "none in this installation"
@@ -36,8 +33,3 @@ def shipped_models() -> list[str]:
     """Names of the models that come with this installation."""
     return sorted({path.parent.name for folder in shipped_folders() for path in folder.glob("*/model_index.json")})
 
-
-def shipped_folders() -> list[Path]:
-    """Folders of model cards: inside an installed package, or beside the sources of a checkout."""
-    candidates = [_PACKAGE / "model_cards", _PACKAGE.parents[1] / "model_cards"]
-    return [folder for folder in candidates if folder.is_dir()]
