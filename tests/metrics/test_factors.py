@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from voxdiff.data.cohort import CohortDataset
-from voxdiff.metrics.factors import brain_factors, brain_mask, ct_tissue_fractions
+from voxdiff.metrics.factors import LesionFactors, brain_factors, brain_mask, ct_tissue_fractions, lesion_factors
 
 ndimage = pytest.importorskip("scipy.ndimage")
 
@@ -85,3 +85,39 @@ def test_ct_fractions():
     volume = np.array([-1000, -500, -100, 40, 60, 400, 900, -1000.0]).reshape(2, 2, 2)
     fractions = ct_tissue_fractions(volume)
     assert fractions == {"air": 0.25, "lung_or_gas": 0.125, "fat": 0.125, "soft_tissue": 0.25, "bone": 0.25}
+
+
+def test_lesions_by_hand():
+    labels = np.zeros((10, 10, 10), dtype=np.uint8)
+    labels[1:3, 1:3, 1:3] = 2
+    labels[1, 1, 1] = 1
+    labels[3, 3, 3] = 3  # touches at a corner
+    labels[7:9, 7, 7] = 3
+    measured = lesion_factors(labels, (1, 2, 5))
+    assert measured == LesionFactors(
+        volume_ml=pytest.approx(0.11),
+        necrosis_ml=pytest.approx(0.01),
+        oedema_ml=pytest.approx(0.07),
+        enhancing_ml=pytest.approx(0.03),
+        components=2,
+        radius_mm=pytest.approx((110 * 3 / (4 * np.pi)) ** (1 / 3)),
+    )
+
+
+def test_no_lesion_measures_zero():
+    assert set(asdict(lesion_factors(np.zeros((4, 4, 4)), SPACING)).values()) == {0}
+
+
+def test_lesions_follow_the_known_ones():
+    cohort = CohortDataset(4, split="val", size=32, lesions=True)
+    subjects = [cohort[index] for index in range(len(cohort))]
+    measured = [lesion_factors(subject["lesion"][0].numpy(), (6.5, 6.5, 6.5)) for subject in subjects]
+    truth = known(subjects, "lesion_volume_ml")
+    assert np.corrcoef(truth, read(measured, "volume_ml"))[0, 1] > 0.95
+    assert np.abs(read(measured, "volume_ml") - truth).mean() < 0.2 * truth.mean()
+
+
+@pytest.mark.parametrize("labels", [np.full((4, 4, 4), 4), np.zeros((4, 4)), np.full((4, 4, 4), 0.5)])
+def test_other_label_maps_are_refused(labels):
+    with pytest.raises(ValueError, match="BraTS 2023"):
+        lesion_factors(labels, SPACING)

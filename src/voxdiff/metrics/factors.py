@@ -44,6 +44,27 @@ class BrainFactors:
     sharpness: float
 
 
+@dataclass(frozen=True)
+class LesionFactors:
+    """Measurements of the lesions on one label map.
+
+    Attributes:
+        volume_ml: volume of all parts together.
+        necrosis_ml: volume of the necrotic core.
+        oedema_ml: volume of the oedema.
+        enhancing_ml: volume of the enhancing tumour.
+        components: number of separate lesions; voxels that touch at a corner belong together.
+        radius_mm: radius of one ball as large as all parts together.
+    """
+
+    volume_ml: float
+    necrosis_ml: float
+    oedema_ml: float
+    enhancing_ml: float
+    components: int
+    radius_mm: float
+
+
 def brain_factors(volume: np.ndarray, spacing_mm: Sequence[float]) -> BrainFactors:
     """Measure a T1-weighted brain.
 
@@ -102,6 +123,41 @@ def ct_tissue_fractions(volume_hu: np.ndarray) -> dict[str, float]:
     counts, _ = np.histogram(volume_hu, edges)
     names = ("air", "lung_or_gas", "fat", "soft_tissue", "bone")
     return {name: float(count) / volume_hu.size for name, count in zip(names, counts, strict=True)}
+
+
+def lesion_factors(labels: np.ndarray, spacing_mm: Sequence[float]) -> LesionFactors:
+    """Measure a lesion on its label map (drawn, predicted or generated); images are not segmented here.
+
+    Args:
+        labels: (x, y, z), 0 background and the BraTS 2023 labels 1 necrotic core, 2 oedema, 3 enhancing tumour.
+        spacing_mm: voxel size along x, y, z.
+
+    Returns:
+        All zero for a map without a lesion.
+
+    Raises:
+        ValueError: the array is not 3-dimensional, or holds other labels.
+        ModuleNotFoundError: scipy is not installed.
+    """
+    labels = np.asarray(labels)
+    found = np.unique(labels)
+    if labels.ndim != 3 or not np.isin(found, (0, 1, 2, 3)).all():
+        raise ValueError(
+            f"A map of shape {labels.shape} with labels {found[:8].tolist()} is no lesion map (x, y, z) with 0 to 3 as "
+            "in BraTS 2023; convert it first (before 2023 the enhancing tumour was 4)."
+        )
+    voxel_ml = float(np.prod(spacing_mm)) / 1000
+    necrosis_ml, oedema_ml, enhancing_ml = (float((labels == label).sum()) * voxel_ml for label in (1, 2, 3))
+    volume_ml = necrosis_ml + oedema_ml + enhancing_ml
+    _, components = _scipy_ndimage().label(labels > 0, structure=np.ones((3, 3, 3)))
+    return LesionFactors(
+        volume_ml=volume_ml,
+        necrosis_ml=necrosis_ml,
+        oedema_ml=oedema_ml,
+        enhancing_ml=enhancing_ml,
+        components=int(components),
+        radius_mm=float(np.cbrt(0.75 / np.pi * volume_ml * 1000)),
+    )
 
 
 def _tissue_levels(inside: np.ndarray) -> tuple[float, float]:
