@@ -16,8 +16,7 @@ from voxdiff.metrics.gradient_similarity import (
     gradient_magnitude,
     region_mean,
 )
-from voxdiff.metrics.similarity import MS_SSIM_WEIGHTS
-from voxdiff.metrics.structural import ssim
+from voxdiff.metrics.structural import MS_SSIM_WEIGHTS, ssim
 
 
 @pytest.fixture(scope="module")

@@ -1,7 +1,5 @@
 """MS-SSIM and nearest neighbours of sets with known answers."""
 
-import sys
-
 import pytest
 import torch
 
@@ -9,7 +7,6 @@ from voxdiff.metrics.similarity import ms_ssim, nearest_distances, pairwise_ms_s
 
 
 def test_equal_volumes_score_one_and_noise_less():
-    pytest.importorskip("monai")
     volume = torch.rand(1, 1, 24, 24, 24)
     settings = {"scales": 2, "kernel_size": 5}
     assert ms_ssim(volume, volume, **settings).item() == pytest.approx(1.0, abs=1e-6)
@@ -19,7 +16,6 @@ def test_equal_volumes_score_one_and_noise_less():
 
 
 def test_pairs_are_drawn_without_repetition_from_a_seed():
-    pytest.importorskip("monai")
     volumes = torch.rand(4, 1, 12, 12, 12)
     settings = {"scales": 1, "kernel_size": 3}
     every = pairwise_ms_ssim(volumes, **settings)
@@ -32,12 +28,6 @@ def test_pairs_are_drawn_without_repetition_from_a_seed():
 def test_one_volume_has_no_pairs():
     with pytest.raises(ValueError, match="at least 2"):
         pairwise_ms_ssim(torch.rand(1, 1, 8, 8, 8))
-
-
-def test_missing_monai_explains_itself(monkeypatch):
-    monkeypatch.setitem(sys.modules, "monai.metrics.regression", None)
-    with pytest.raises(ModuleNotFoundError, match=r"voxdiff\[metrics\]"):
-        ms_ssim(torch.rand(1, 1, 8, 8, 8), torch.rand(1, 1, 8, 8, 8))
 
 
 def test_a_copy_is_found_at_distance_zero_and_noise_near_it():

@@ -1,13 +1,13 @@
 """How alike volumes are: multi-scale structural similarity, and the distance to the nearest volume of another set."""
 
+from collections.abc import Sequence
 from itertools import combinations
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 
-MS_SSIM_WEIGHTS = (0.0448, 0.2856, 0.3001, 0.2363, 0.1333)
-"""Weights of the five scales (Wang 2003); with fewer scales, the first ones, made to sum to 1."""
+from voxdiff.metrics.structural import multiscale_ssim
 
 
 def ms_ssim(
@@ -34,31 +34,19 @@ def ms_ssim(
 
     Raises:
         ValueError: the grid is too small for the scales.
-        ModuleNotFoundError: monai is not installed.
     """
-    try:
-        from monai.metrics.regression import compute_ms_ssim
-    except ModuleNotFoundError as error:
-        raise ModuleNotFoundError("MS-SSIM needs monai: pip install voxdiff[metrics].") from error
-    used = MS_SSIM_WEIGHTS[:scales]
-    weights = [weight / sum(used) for weight in used]
-    return compute_ms_ssim(
-        volumes.float(),
-        others.float(),
-        spatial_dims=3,
-        data_range=data_range,
-        kernel_size=kernel_size,
-        kernel_sigma=sigma,
-        weights=weights,
-    )[:, 0]
+    found = multiscale_ssim(volumes, others, data_range=data_range, scales=scales, kernel_size=kernel_size, sigma=sigma)
+    return found.float()
 
 
-def pairwise_ms_ssim(volumes: torch.Tensor, *, max_pairs: int = 500, seed: int = 0, **settings) -> torch.Tensor:
+def pairwise_ms_ssim(
+    volumes: Sequence[torch.Tensor] | torch.Tensor, *, max_pairs: int = 500, seed: int = 0, **settings
+) -> torch.Tensor:
     """MS-SSIM of random pairs within a set: high means little diversity; compare with the same of real volumes.
 
     Args:
-        volumes: (number, channels, x, y, z), at least two.
-        max_pairs: all pairs if there are no more than this, else as many drawn without repetition.
+        volumes: at least two of (channels, x, y, z), or one tensor of them.
+        max_pairs: see :func:`draw_pairs`, which tells the pairs.
         seed: of the draw.
         settings: as for :func:`ms_ssim`.
 
@@ -68,12 +56,20 @@ def pairwise_ms_ssim(volumes: torch.Tensor, *, max_pairs: int = 500, seed: int =
     Raises:
         ValueError: fewer than two volumes.
     """
-    if len(volumes) < 2:
-        raise ValueError(f"Diversity was asked of {len(volumes)} volume(s); give at least 2.")
-    pairs = np.array(list(combinations(range(len(volumes)), 2)))
-    if len(pairs) > max_pairs:
-        pairs = np.random.default_rng(seed).choice(pairs, max_pairs, replace=False)
-    return torch.cat([ms_ssim(volumes[[first]], volumes[[second]], **settings) for first, second in pairs.tolist()])
+    pairs = draw_pairs(len(volumes), max_pairs, seed)
+    return torch.cat([ms_ssim(volumes[i][None], volumes[j][None], **settings) for i, j in pairs.tolist()])
+
+
+def draw_pairs(number: int, max_pairs: int, seed: int) -> np.ndarray:
+    """Pairs of places (pairs, 2): all if there are no more than `max_pairs`, else as many without repetition.
+
+    Raises:
+        ValueError: fewer than two places.
+    """
+    if number < 2:
+        raise ValueError(f"Diversity was asked of {number} volume(s); give at least 2.")
+    pairs = np.array(list(combinations(range(number), 2)))
+    return pairs if len(pairs) <= max_pairs else np.random.default_rng(seed).choice(pairs, max_pairs, replace=False)
 
 
 def nearest_distances(volumes: torch.Tensor, references: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

@@ -13,7 +13,8 @@ from typing import NamedTuple, TypedDict
 import torch
 import torch.nn.functional as F
 
-from voxdiff.metrics.similarity import MS_SSIM_WEIGHTS
+MS_SSIM_WEIGHTS = (0.0448, 0.2856, 0.3001, 0.2363, 0.1333)
+"""Weights of the five scales (Wang 2003); with fewer scales, the first ones, made to sum to 1."""
 
 ScaleScore = Callable[[torch.Tensor, torch.Tensor, torch.Tensor | None, bool], torch.Tensor]
 
