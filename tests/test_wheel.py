@@ -12,6 +12,8 @@ GENERATE = """
 import sys, voxdiff
 assert voxdiff.__file__.startswith(sys.argv[1]), voxdiff.__file__
 from voxdiff.cli.main import app
+from voxdiff.metrics import load_extractor
+assert [load_extractor(name).num_features for name in ("cohort-2d", "cohort-3d")] == [208, 192]
 app(["generate", "--steps", "1", "--out", sys.argv[2]])
 """
 
