@@ -20,7 +20,8 @@ LINES = [
     {"cli"},
 ]
 # Packages of the extras: an installation without them must still import every module.
-HEAVY = {"monai", "deepinv", "gradio", "matplotlib", "pydicom", "highdicom", "scipy", "sklearn", "skimage", "tensorboard", "torchmetrics"}
+HEAVY = {"monai", "deepinv", "gradio", "matplotlib", "pydicom", "highdicom", "scipy", "sklearn", "skimage"}
+HEAVY |= {"tensorboard", "torchmetrics"}
 
 
 def modules_below(folder):

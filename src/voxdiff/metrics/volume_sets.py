@@ -1,0 +1,330 @@
+"""A folder of volumes as a data set to be measured: found, checked, and brought to one grid and to [0, 1]."""
+
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Self
+
+import nibabel as nib
+import numpy as np
+import torch
+
+from voxdiff.volumes import VolumeProcessor, atomic_path, intensity_unit, load_volume
+
+_SUFFIXES = (".nii.gz", ".nii")
+_UNIT_RANGE_TOLERANCE = 1e-3
+_LOWEST_PLAUSIBLE_MR = -200.0
+CT_WINDOW_HU = (-1000.0, 1000.0)
+MR_PERCENTILES = (0.5, 99.5)
+
+
+@dataclass(frozen=True)
+class Header:
+    """What a file says about its volume without its voxels being read."""
+
+    shape: tuple[int, ...]
+    spacing_mm: tuple[float, ...]
+    unit: str | None
+
+    def grid(self) -> str:
+        """Grid and voxel size in words."""
+        spacing = " x ".join(f"{edge:g}" for edge in self.spacing_mm)
+        return f"{' x '.join(map(str, self.shape))} voxels of {spacing} mm"
+
+
+@dataclass(frozen=True)
+class Source:
+    """A volume that was found or given, and not read yet."""
+
+    name: str
+    volume: Path | np.ndarray | torch.Tensor
+    header: Header
+
+
+class VolumeSet(Sequence[torch.Tensor]):
+    """Volumes, each `(1, x, y, z)` float32 in [0, 1] on one grid; read when asked for.
+
+    Attributes:
+        folder: where they were found, or what to call them in an error.
+        sources: one a volume, in order.
+        processor: brings each volume to the grid and to [0, 1]; its configuration is part of the protocol.
+        cache_dir: where prepared volumes are kept, None for nowhere.
+    """
+
+    def __init__(
+        self, folder: Path, sources: Sequence[Source], processor: VolumeProcessor, cache_dir: Path | None = None
+    ) -> None:
+        self.folder = folder
+        self.sources = list(sources)
+        self.processor = processor
+        self.cache_dir = cache_dir
+        self._digests: dict[str, str] = {}
+
+    @classmethod
+    def open(
+        cls,
+        volumes: str | Path | np.ndarray | torch.Tensor | Sequence[np.ndarray],
+        *,
+        pattern: str = "*",
+        processor: VolumeProcessor | None = None,
+        limit: int | None = None,
+        unit: str | None = None,
+        size: Sequence[int] | None = None,
+        spacing: Sequence[float] | None = None,
+        cache_dir: str | Path | None = None,
+    ) -> Self:
+        """Find the volumes and check their headers.
+
+        Args:
+            volumes: a folder, searched below for `.nii` and `.nii.gz` files; or arrays (x, y, z), all of one grid.
+            pattern: which files, such as "*_t1.nii.gz".
+            processor: how to prepare them; None chooses by the headers and values (:func:`standard_processor`).
+            limit: the first so many, by name.
+            unit: "HU" or "a.u." where the headers do not say.
+            size: bring the volumes to this grid (x, y, z); needed where their grids differ.
+            spacing: bring the volumes to this voxel size in mm first.
+            cache_dir: where prepared volumes are kept.
+
+        Raises:
+            FileNotFoundError: no such folder, or no volume in it.
+            ValueError: the volumes have different grids or units, or fewer than `limit` exist.
+        """
+        if isinstance(volumes, str | Path):
+            folder = Path(volumes)
+            sources = _found_sources(folder, pattern)
+        else:
+            folder, sources = Path("the arrays"), _given_sources(volumes)
+        if limit is not None and len(sources) < limit:
+            raise ValueError(
+                f"{folder} holds {len(sources)} volumes and {limit} are asked for; lower the number or add volumes."
+            )
+        sources = sources[:limit]
+        found_unit = _common_unit(folder, [source.header for source in sources], unit)
+        if size is None and (processor is None or processor.size is None):
+            _require_one_grid(folder, [source.header for source in sources])
+        if processor is None:
+            chosen = standard_processor(folder, [source.volume for source in sources], found_unit)
+            processor = replace(chosen, size=size, spacing=spacing)
+        if found_unit is not None and processor.intensity == "window" and processor.unit != found_unit:
+            raise ValueError(
+                f"{folder} holds volumes in {found_unit} and they are to be measured in {processor.unit}; convert one "
+                "of the sets, or name the unit with --unit if the headers are wrong."
+            )
+        return cls(folder, sources, processor, Path(cache_dir) if cache_dir is not None else None)
+
+    @property
+    def names(self) -> list[str]:
+        """File names below the folder, without their endings."""
+        return [source.name for source in self.sources]
+
+    @property
+    def paths(self) -> list[Path]:
+        """The files, where the volumes come from a folder."""
+        return [source.volume for source in self.sources if isinstance(source.volume, Path)]
+
+    @property
+    def spacing_mm(self) -> tuple[float, ...]:
+        """Voxel size of the prepared volumes along x, y, z."""
+        _, geometry = self.processor.preprocess(self.sources[0].volume, unit=self._unit)
+        edges = np.linalg.norm(np.array(geometry.model_affine)[:3, :3], axis=0)
+        return tuple(round(float(edge), 4) for edge in edges)
+
+    @property
+    def fingerprint(self) -> str:
+        """Hash of names, sizes, dates and processor: changes whenever a file or the preparation does."""
+        state = [[source.name, _state_of(source.volume)] for source in self.sources]
+        return _digest([state, self.processor.to_dict()])
+
+    def __len__(self) -> int:
+        return len(self.sources)
+
+    def __getitem__(self, index: Any) -> Any:
+        if isinstance(index, slice):
+            return self.subset(range(len(self))[index])
+        return self._load(self.sources[index])
+
+    def subset(self, indices: Sequence[int]) -> "VolumeSet":
+        """The volumes at these places, in this order."""
+        chosen = VolumeSet(self.folder, [self.sources[index] for index in indices], self.processor, self.cache_dir)
+        chosen._digests = self._digests
+        return chosen
+
+    def prepare(self, on_volume: Callable[[], None] | None = None) -> None:
+        """Read every volume once, so that a broken one is found before any heavy work, and keep it in the cache.
+
+        Raises:
+            ValueError: volumes cannot be read, hold NaN, or lie on different grids once prepared.
+        """
+        problems, grids = [], Counter[tuple[int, ...]]()
+        for source in self.sources:
+            try:
+                grids[tuple(self._load(source).shape[1:])] += 1
+            except (OSError, ValueError) as error:
+                problems.append(f"{source.name}: {str(error).rstrip('.')}")
+            if on_volume is not None:
+                on_volume()
+        if problems:
+            more = f"; and {len(problems) - 3} more" if len(problems) > 3 else ""
+            raise ValueError(
+                f"{len(problems)} of the {len(self)} volumes in {self.folder} cannot be measured "
+                f"({'; '.join(problems[:3])}{more}); repair or remove them."
+            )
+        if len(grids) > 1:
+            listed = ", ".join("x".join(map(str, grid)) for grid in sorted(grids))
+            raise ValueError(f"The volumes in {self.folder} have different grids ({listed}); give one with --size.")
+
+    def digest(self, index: int) -> str:
+        """SHA-256 of a prepared volume's voxels."""
+        source = self.sources[index]
+        if source.name not in self._digests:
+            self._load(source)
+        return self._digests[source.name]
+
+    @property
+    def content_digest(self) -> str:
+        """SHA-256 over the prepared volumes, whatever their names and order."""
+        return _digest(sorted(self.digest(index) for index in range(len(self))))
+
+    @property
+    def _unit(self) -> str | None:
+        return "HU" if self.processor.unit == "HU" else None
+
+    def _load(self, source: Source) -> torch.Tensor:
+        cached = self._cache_path(source)
+        if cached is not None and cached.is_file():
+            values = torch.from_numpy(np.load(cached))
+        else:
+            values = self.processor.preprocess(source.volume, unit=self._unit)[0][0]
+            if cached is not None:
+                cached.parent.mkdir(parents=True, exist_ok=True)
+                with atomic_path(cached) as temporary, temporary.open("wb") as file:
+                    np.save(file, values.numpy())
+        if source.name not in self._digests:
+            self._digests[source.name] = hashlib.sha256(values.numpy().tobytes()).hexdigest()
+        return values
+
+    def _cache_path(self, source: Source) -> Path | None:
+        if self.cache_dir is None or not isinstance(source.volume, Path):
+            return None
+        return self.cache_dir / f"{_digest([_state_of(source.volume), self.processor.to_dict()])[:24]}.npy"
+
+
+def _found_sources(folder: Path, pattern: str) -> list[Source]:
+    return [Source(_stem(path.relative_to(folder)), path, read_header(path)) for path in find_volumes(folder, pattern)]
+
+
+def _given_sources(volumes: Sequence[np.ndarray] | np.ndarray | torch.Tensor) -> list[Source]:
+    if len(volumes) == 0:
+        raise ValueError("No volume was given; give at least one array (x, y, z).")
+    return [
+        Source(f"volume-{place:04d}", volume, Header(tuple(volume.shape), (1.0, 1.0, 1.0), None))
+        for place, volume in enumerate(volumes)
+    ]
+
+
+def find_volumes(folder: Path, pattern: str = "*") -> list[Path]:
+    """NIfTI files below a folder that match a glob pattern, sorted by name.
+
+    Raises:
+        FileNotFoundError: the folder is missing, or holds none.
+    """
+    if not folder.is_dir():
+        raise FileNotFoundError(f"The folder {folder} does not exist; give a folder of .nii.gz volumes.")
+    found = [
+        path
+        for path in sorted(folder.rglob(pattern))
+        if path.name.endswith(_SUFFIXES) and not path.name.startswith(".") and path.is_file()
+    ]
+    if not found:
+        raise FileNotFoundError(
+            f"{folder} holds no NIfTI volume (.nii, .nii.gz) that matches {pattern!r}; give another folder or pattern."
+        )
+    return found
+
+
+def read_header(path: Path) -> Header:
+    """Grid, voxel size and unit of a file.
+
+    Raises:
+        ValueError: the file is no readable NIfTI volume.
+    """
+    try:
+        image: Any = nib.load(path)
+        zooms, shape = image.header.get_zooms(), tuple(int(count) for count in image.shape)
+    except (OSError, EOFError, ValueError, nib.filebasedimages.ImageFileError) as error:
+        raise ValueError(f"{path} cannot be read ({str(error).rstrip('.')}); remove it or copy it again.") from error
+    return Header(shape, tuple(round(float(edge), 3) for edge in zooms[:3]), intensity_unit(image))
+
+
+def standard_processor(folder: Path, volumes: Sequence[Any], unit: str | None) -> VolumeProcessor:
+    """How a set is prepared when nothing else is said: chosen from the real set once, then used for every other.
+
+    HU: the window -1000 to 1000. Values already in [0, 1]: as they are. Anything else: from percentile 0.5 to 99.5 of
+    each volume, to which a set's global intensity is invisible.
+
+    Raises:
+        ValueError: the values look like HU and no header or caller says so.
+    """
+    if unit == "label":
+        raise ValueError(f"{folder} holds label maps; give the images, with --pattern where both lie in one folder.")
+    if unit == "HU":
+        low, high = CT_WINDOW_HU
+        return VolumeProcessor(intensity="window", low=low, high=high, unit="HU", value_range=(0.0, 1.0))
+    lowest, highest = value_range(volumes)
+    if unit is None and lowest < _LOWEST_PLAUSIBLE_MR:
+        raise ValueError(
+            f"The volumes in {folder} go down to {lowest:g} and no header names a unit; say --unit HU or --unit a.u.."
+        )
+    if lowest >= -_UNIT_RANGE_TOLERANCE and 0 < highest <= 1 + _UNIT_RANGE_TOLERANCE:
+        return VolumeProcessor(intensity="window", low=0.0, high=1.0, unit="a.u.", value_range=(0.0, 1.0))
+    low, high = MR_PERCENTILES
+    return VolumeProcessor(intensity="percentile", low=low, high=high, value_range=(0.0, 1.0))
+
+
+def value_range(volumes: Sequence[Any]) -> tuple[float, float]:
+    """Lowest and highest value of all the files or arrays."""
+    lowest, highest = np.inf, -np.inf
+    for volume in volumes:
+        values = np.asarray(load_volume(volume).dataobj if isinstance(volume, Path) else volume)
+        lowest, highest = min(lowest, float(values.min())), max(highest, float(values.max()))
+    return lowest, highest
+
+
+def _common_unit(folder: Path, headers: Sequence[Header], unit: str | None) -> str | None:
+    named = Counter(header.unit for header in headers if header.unit is not None)
+    if len(named) > 1:
+        raise ValueError(
+            f"{folder} mixes volumes in {' and '.join(sorted(named))}; keep one unit a folder, or choose files with "
+            "--pattern."
+        )
+    found = next(iter(named), None)
+    if unit is not None and found is not None and unit != found:
+        raise ValueError(f"{folder} holds volumes in {found} and --unit says {unit}; drop the option.")
+    return unit or found
+
+
+def _require_one_grid(folder: Path, headers: Sequence[Header]) -> None:
+    grids = Counter(header.grid() for header in headers)
+    if len(grids) > 1:
+        listed = ", ".join(f"{count} of {grid}" for grid, count in grids.most_common(3))
+        raise ValueError(
+            f"The volumes in {folder} have different grids ({listed}); bring them to one with --size (and --spacing)."
+        )
+
+
+def _state_of(volume: Any) -> list[Any]:
+    if isinstance(volume, Path):
+        status = volume.stat()
+        return [str(volume.resolve()), status.st_size, status.st_mtime_ns]
+    return [hashlib.sha256(np.ascontiguousarray(volume).tobytes()).hexdigest()]
+
+
+def _digest(content: Any) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def _stem(path: Path) -> str:
+    return str(path).removesuffix(".gz").removesuffix(".nii")

@@ -1,0 +1,205 @@
+import json
+
+import nibabel as nib
+import numpy as np
+import pytest
+import torch
+
+from voxdiff import CohortDataset
+from voxdiff.metrics.evaluation import evaluate
+from voxdiff.metrics.evaluation_sets import EvaluationOptions
+from voxdiff.metrics.report import Report
+from voxdiff.volume_files import make_image
+
+SIZE = 16
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    """24 real subjects, 14 others as the synthetic set, 12 training subjects."""
+    root = tmp_path_factory.mktemp("sets")
+    for name, split, number in (("real", "test", 24), ("synthetic", "val", 14), ("train", "train", 12)):
+        write_cohort_volumes(root / name, CohortDataset(number, split=split, size=SIZE))
+    return root
+
+
+def write_cohort_volumes(folder, subjects, change=lambda values: values):
+    folder.mkdir()
+    for place, subject in enumerate(subjects):
+        write(folder / f"case-{place:02d}.nii.gz", change(subject["t1"][0].numpy()))
+
+
+def write(path, values, unit="a.u.", spacing=13.0):
+    nib.save(make_image(np.asarray(values, np.float32), np.diag([spacing] * 3 + [1.0]), unit=unit), path)
+
+
+@pytest.fixture(scope="module")
+def report(folders, tmp_path_factory):
+    out = tmp_path_factory.mktemp("report")
+    options = EvaluationOptions(factors="brain", pairs=6)
+    found = evaluate(
+        folders / "real", folders / "synthetic", train=folders / "train", out=out, name="toy", options=options
+    )
+    return out, found
+
+
+def test_report_holds_every_section_with_intervals_and_anchors(report):
+    _, found = report
+    (space,) = found.results["unpaired"]
+    row = space["rows"]["synthetic"]
+    assert (row["n_reference"], row["n"]) == (24, 14)
+    for metric in ("fid", "kid", "gaussian_mmd", "precision", "recall", "density", "coverage", "inception_score"):
+        assert row[metric]["low"] <= row[metric]["value"] <= row[metric]["high"], metric
+    assert list(space["rows"]) == ["synthetic", "real", "blurred real", "mean image", "one repeated"]
+    assert space["rows"]["mean image"]["recall"]["value"] <= space["rows"]["real"]["recall"]["value"]
+    assert space["rows"]["one repeated"]["fid"]["value"] > space["rows"]["real"]["fid"]["value"]
+    assert {"unpaired", "diversity", "factors", "privacy"} == set(found.results)
+    assert any("rank-deficient" in warning for warning in found.warnings)
+
+
+def test_files_are_complete_and_readable(report):
+    out, found = report
+    again = Report.load(out)
+    assert again.protocol_hash == found.protocol_hash and again.to_markdown() == found.to_markdown()
+    content = json.loads((out / "report.json").read_text())
+    assert content["protocol"]["extractors"][0]["sha256"] and content["versions"]["torch"]
+    text = (out / "report.md").read_text()
+    assert found.protocol_hash in text and "nan" not in text.lower().replace("finance", "")
+    for picture in ("montage.png", "embedding.png", "profiles.png", "neighbours.png"):
+        assert (out / picture).stat().st_size > 5000 and f"({picture})" in text
+    assert not list(out.rglob(".tmp*"))
+
+
+def test_a_second_run_reuses_the_cache_and_gives_the_same(report, folders, monkeypatch):
+    out, found = report
+    from voxdiff.metrics.extractors.base import FeatureExtractor
+
+    def forward(self, images):
+        raise AssertionError("features were computed again")
+
+    monkeypatch.setattr(FeatureExtractor, "__call__", forward)
+    options = EvaluationOptions(factors="brain", pairs=6)
+    again = evaluate(
+        folders / "real", folders / "synthetic", train=folders / "train", out=out, name="toy", options=options
+    )
+    assert again.results == found.results and again.protocol == found.protocol
+
+
+def test_arrays_give_what_folders_give(folders, report):
+    _, from_folders = report
+    arrays = {
+        name: [np.asarray(nib.load(path).dataobj) for path in sorted((folders / name).iterdir())]
+        for name in ("real", "synthetic", "train")
+    }
+    found = evaluate(arrays["real"], arrays["synthetic"], train=arrays["train"], options=EvaluationOptions(pairs=6))
+    assert found.results["unpaired"] == from_folders.results["unpaired"]
+
+
+def test_without_training_volumes_half_of_the_reals_are_the_anchors(folders):
+    found = evaluate(folders / "real", folders / "synthetic", options=EvaluationOptions(planes=True, pairs=6))
+    space, *planes = found.results["unpaired"]
+    rows = space["rows"]
+    assert rows["real"]["n_reference"] == 12 and rows["real"]["n"] == 12
+    assert rows["synthetic, against the reals of the anchors"]["n_reference"] == 12
+    assert [data["plane"] for data in planes] == ["axial", "coronal", "sagittal"]
+    assert "precision" not in planes[0]["rows"]["synthetic"] and "privacy" not in found.results
+
+
+def test_a_blurred_set_is_told_from_a_good_one(folders, tmp_path):
+    subjects = CohortDataset(14, split="val", size=SIZE)
+    from voxdiff.metrics.anchors import gaussian_blur
+
+    write_cohort_volumes(
+        tmp_path / "blurred", subjects, lambda values: gaussian_blur(torch.from_numpy(values)[None], 1.0)[0].numpy()
+    )
+    options = EvaluationOptions(pairs=6)
+    good, bad = (
+        evaluate(folders / "real", folder, options=options) for folder in (folders / "synthetic", tmp_path / "blurred")
+    )
+    fid = [found.results["unpaired"][0]["rows"]["synthetic"]["fid"] for found in (good, bad)]
+    assert fid[1]["value"] > 2 * fid[0]["value"]
+    assert good.protocol_hash == bad.protocol_hash
+
+
+def test_pairs_masks_labels_and_subgroups(folders, tmp_path):
+    subjects = list(CohortDataset(14, split="val", size=SIZE))
+    rng = np.random.default_rng(0)
+    for name, change in (
+        ("real", lambda v: v),
+        ("synthetic", lambda v: np.clip(v + rng.normal(0, 0.05, v.shape), 0, 1)),
+    ):
+        write_cohort_volumes(tmp_path / name, subjects, change)
+        rows = [f"case-{place:02d}.nii.gz,{'left' if place % 2 else 'right'}" for place in range(14)]
+        (tmp_path / name / "metadata.csv").write_text("file_name,site\n" + "\n".join(rows))
+        (tmp_path / f"{name}-labels").mkdir()
+        for place in range(14):
+            labels = np.zeros((SIZE,) * 3)
+            labels[4:8, 4:8, 4 : 8 + (name == "synthetic")] = 3
+            write(tmp_path / f"{name}-labels" / f"case-{place:02d}.nii.gz", labels, "label")
+    (tmp_path / "masks").mkdir()
+    for place, subject in enumerate(subjects):
+        write(tmp_path / "masks" / f"case-{place:02d}.nii.gz", subject["tissue"][0].numpy() > 0, "label")
+    found = evaluate(
+        tmp_path / "real",
+        tmp_path / "synthetic",
+        masks=tmp_path / "masks",
+        labels=(tmp_path / "real-labels", tmp_path / "synthetic-labels"),
+        out=tmp_path / "out",
+        options=EvaluationOptions(paired=True, subgroup="site", pairs=6),
+    )
+    summary = found.results["paired"]["summary"]
+    assert summary["psnr"]["n"] == 14 and 20 < summary["psnr"]["mean"] < 35
+    assert summary["dice_ET"]["mean"] == pytest.approx(2 * 64 / (64 + 80))
+    assert "lesion_volume_ml" in found.results["factors"]["factors"]
+    assert set(found.subgroups) == {"left", "right"}
+    assert found.subgroups["left"]["paired"]["summary"]["psnr"]["n"] == 7
+    assert found.subgroups["left"]["unpaired"][0]["rows"]["synthetic"]["n"] == 7
+    assert len((tmp_path / "out" / "cases.csv").read_text().splitlines()) == 15
+    assert "Subgroup left" in found.to_markdown()
+
+
+def test_bad_input_is_one_sentence_before_any_work(folders, tmp_path, monkeypatch):
+    from voxdiff.metrics import evaluation as module
+
+    def heavy(*args, **kwargs):
+        raise AssertionError("heavy work began")
+
+    monkeypatch.setattr(module, "extract_features", heavy)
+    real, synthetic = folders / "real", folders / "synthetic"
+    (tmp_path / "empty").mkdir()
+    for name, values in (
+        ("one", {"a": np.random.rand(SIZE, SIZE, SIZE)}),
+        ("grid", {f"{i}": np.random.rand(SIZE, SIZE, 12) for i in range(8)}),
+        ("scale", {f"{i}": 255 * np.random.rand(SIZE, SIZE, SIZE) for i in range(8)}),
+        ("nan", {f"{i}": np.full((SIZE, SIZE, SIZE), np.nan if i == 3 else 0.5) for i in range(8)}),
+    ):
+        (tmp_path / name).mkdir()
+        for stem, array in values.items():
+            array = array.copy()
+            array.flat[0] = 0.1
+            write(tmp_path / name / f"{stem}.nii.gz", array)
+    (tmp_path / "masks").mkdir()
+    write(tmp_path / "masks" / "other.nii.gz", np.ones((SIZE,) * 3), "label")
+
+    cases = [
+        ((tmp_path / "none", synthetic), {}, {}, "does not exist"),
+        ((real, tmp_path / "empty"), {}, {}, "holds no NIfTI volume"),
+        ((real, tmp_path / "one"), {}, {}, r"synthetic set has 1 volume\(s\)"),
+        ((tmp_path / "one", synthetic), {}, {}, r"real set has 1 volume\(s\)"),
+        ((real, tmp_path / "grid"), {}, {}, "one grid with --size"),
+        ((real, tmp_path / "scale"), {}, {}, "bring both sets to one scale"),
+        ((real, tmp_path / "nan"), {}, {}, r"1 of the 8 volumes.*NaN"),
+        ((real, real), {"masks": tmp_path / "masks"}, {"paired": True}, "masks.*do not match"),
+        ((real, real), {"masks": tmp_path / "masks"}, {}, "without paired"),
+        ((real, synthetic), {}, {"paired": True}, "do not match"),
+        ((real, synthetic), {}, {"extractors": ("inception",)}, "no extractor 'inception'"),
+        ((real, synthetic), {}, {"subgroup": "site"}, "metadata.csv"),
+        ((real, synthetic), {}, {"reidentify": True}, "give --train"),
+        ((real, synthetic), {}, {"num": 20}, "holds 14 volumes and 20 are asked for"),
+        ((real, synthetic), {}, {"factors": "ct"}, "told by HU"),
+        ((real, synthetic), {"train": real}, {"extractors": ("cohort-2d",)}, "add a 3D extractor"),
+    ]
+    for sets, arguments, options, words in cases:
+        with pytest.raises((ValueError, FileNotFoundError), match=words) as error:
+            evaluate(*sets, **arguments, options=EvaluationOptions(**options))
+        assert "\n" not in str(error.value)
