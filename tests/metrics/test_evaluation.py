@@ -178,6 +178,9 @@ def test_bad_input_is_one_sentence_before_any_work(folders, tmp_path, monkeypatc
             array = array.copy()
             array.flat[0] = 0.1
             write(tmp_path / name / f"{stem}.nii.gz", array)
+    (tmp_path / "spacing").mkdir()
+    for i in range(8):
+        write(tmp_path / "spacing" / f"{i}.nii.gz", np.random.rand(SIZE, SIZE, SIZE), spacing=2.0)
     (tmp_path / "masks").mkdir()
     write(tmp_path / "masks" / "other.nii.gz", np.ones((SIZE,) * 3), "label")
 
@@ -187,6 +190,7 @@ def test_bad_input_is_one_sentence_before_any_work(folders, tmp_path, monkeypatc
         ((real, tmp_path / "one"), {}, {}, r"synthetic set has 1 volume\(s\)"),
         ((tmp_path / "one", synthetic), {}, {}, r"real set has 1 volume\(s\)"),
         ((real, tmp_path / "grid"), {}, {}, "one grid with --size"),
+        ((real, tmp_path / "spacing"), {}, {}, "voxels of 2 x 2 x 2 mm.*--spacing"),
         ((real, tmp_path / "scale"), {}, {}, "bring both sets to one scale"),
         ((real, tmp_path / "nan"), {}, {}, r"1 of the 8 volumes.*NaN"),
         ((real, real), {"masks": tmp_path / "masks"}, {"paired": True}, "masks.*do not match"),

@@ -14,6 +14,7 @@ def make_protocol(**changes):
         "real_sha256": "a" * 64,
         "train_sha256": None,
         "masks_sha256": None,
+        "labels_sha256": None,
         "extractors": [{"name": "toy", "sha256": "b" * 64}],
         "slices_per_plane": 16,
         "ms_ssim": {"scales": 1, "kernel_size": 5, "sigma": 1.0, "data_range": 1.0, "pairs": 200},

@@ -149,3 +149,29 @@ def test_missing_empty_and_too_few(tmp_path):
     (tmp_path / "b.nii.gz").write_bytes(b"no image")
     with pytest.raises(ValueError, match="cannot be read"):
         VolumeSet.open(tmp_path)
+
+
+def test_files_of_one_stem_keep_their_own_digests(tmp_path):
+    write(tmp_path / "in", volume(1))
+    nib.save(nib.load(write(tmp_path / "other", volume(2))), tmp_path / "in" / "a.nii")
+    found = VolumeSet.open(tmp_path / "in")
+    assert found.names == ["a", "a"] and found.digest(0) != found.digest(1)
+
+
+def test_stored_axes_may_differ_where_the_grid_does_not(tmp_path):
+    write(tmp_path, volume(0, (8, 6, 4)))
+    turned = np.array([[0, 2.0, 0, 0], [2.0, 0, 0, 0], [0, 0, -2.0, 0], [0, 0, 0, 1]])
+    write(tmp_path, volume(0, (8, 6, 4)).transpose(1, 0, 2)[:, :, ::-1], name="b", axes=turned)
+    found = VolumeSet.open(tmp_path)
+    found.prepare()
+    assert found.sources[1].header.shape == (8, 6, 4)
+    assert torch.allclose(found[0], found[1], atol=1e-6)
+
+
+def test_a_damaged_cache_says_so(tmp_path):
+    write(tmp_path / "in", volume(0))
+    VolumeSet.open(tmp_path / "in", cache_dir=tmp_path / "cache").prepare()
+    (kept,) = (tmp_path / "cache").iterdir()
+    kept.write_bytes(kept.read_bytes()[:100])
+    with pytest.raises(ValueError, match="delete the file"):
+        VolumeSet.open(tmp_path / "in", cache_dir=tmp_path / "cache")[0]

@@ -66,6 +66,8 @@ def evaluate(
     started = time.perf_counter()
     stage = on_stage or no_stage
     out = Path(out) if out is not None else None
+    if out is not None and out.exists() and not out.is_dir():
+        raise ValueError(f"The report's folder {out} is a file; give a folder.")
     cache = out / "cache" if out is not None else None
     sets = open_sets(real, synthetic, train, masks, labels, options, cache)
     extractors = load_extractors(options, need_3d=train is not None)

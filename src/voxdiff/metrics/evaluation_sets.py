@@ -124,11 +124,15 @@ def open_sets(
 
 
 def _require_same_grid(volumes: VolumeSet, real: VolumeSet) -> None:
-    if real.processor.size is None and volumes.sources[0].header.shape != real.sources[0].header.shape:
-        grids = [found.sources[0].header.grid() for found in (volumes, real)]
+    found, wanted = volumes.sources[0].header, real.sources[0].header
+    rules = real.processor
+    same_shape = rules.size is not None or found.shape == wanted.shape
+    known = bool(found.spacing_mm and wanted.spacing_mm) and rules.spacing is None
+    if not same_shape or (known and not np.allclose(found.spacing_mm, wanted.spacing_mm, rtol=0.01)):
+        grids = [found.grid(), wanted.grid()]
         raise ValueError(
             f"The volumes in {volumes.folder} have {grids[0]} and those in {real.folder} {grids[1]}; bring them to one "
-            "grid with --size (and --spacing)."
+            "grid with --size and --spacing."
         )
 
 
@@ -198,6 +202,7 @@ def make_protocol(
         num_train=len(sets.train) if sets.train is not None else None,
         real_sha256=sets.real.content_digest,
         train_sha256=sets.train.content_digest if sets.train is not None else None,
+        labels_sha256=sets.labels[0].content_digest if sets.labels is not None else None,
         masks_sha256=sets.masks.content_digest if sets.masks is not None else None,
         extractors=[extractor.settings() for extractor in extractors],
         slices_per_plane=options.slices_per_plane,
@@ -207,7 +212,6 @@ def make_protocol(
         options={
             "planes": options.planes,
             "factors": options.factors,
-            "labels": sets.labels is not None,
             "subgroup": options.subgroup,
             "reidentify": options.reidentify,
             "perceptual": {"name": perceptual.name, "sha256": perceptual.sha256},

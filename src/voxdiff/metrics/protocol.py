@@ -29,6 +29,7 @@ class Protocol:
         real_sha256: of the prepared real volumes: the same reals, whatever their names.
         train_sha256: of the prepared training volumes.
         masks_sha256: of the masks.
+        labels_sha256: of the label maps of the real volumes.
         extractors: settings of each feature extractor, the SHA-256 of its weights among them.
         slices_per_plane: of the 2D extractors, evenly spaced over the middle three quarters of each axis.
         ms_ssim: scales, window and number of pairs.
@@ -48,6 +49,7 @@ class Protocol:
     real_sha256: str
     train_sha256: str | None
     masks_sha256: str | None
+    labels_sha256: str | None
     extractors: list[dict[str, Any]]
     slices_per_plane: int
     ms_ssim: dict[str, Any]

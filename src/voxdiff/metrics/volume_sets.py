@@ -23,7 +23,13 @@ MR_PERCENTILES = (0.5, 99.5)
 
 @dataclass(frozen=True)
 class Header:
-    """What a file says about its volume without its voxels being read."""
+    """What a file says about its volume without its voxels being read, along the axes nearest to x, y, z.
+
+    Attributes:
+        shape: voxels.
+        spacing_mm: voxel size; empty for an array, which has none.
+        unit: as voxdiff writes it, None in other files.
+    """
 
     shape: tuple[int, ...]
     spacing_mm: tuple[float, ...]
@@ -32,7 +38,7 @@ class Header:
     def grid(self) -> str:
         """Grid and voxel size in words."""
         spacing = " x ".join(f"{edge:g}" for edge in self.spacing_mm)
-        return f"{' x '.join(map(str, self.shape))} voxels of {spacing} mm"
+        return f"{' x '.join(map(str, self.shape))} voxels" + (f" of {spacing} mm" if spacing else "")
 
 
 @dataclass(frozen=True)
@@ -42,6 +48,11 @@ class Source:
     name: str
     volume: Path | np.ndarray | torch.Tensor
     header: Header
+
+    @property
+    def key(self) -> str:
+        """Tells the volume from every other one of its set."""
+        return str(self.volume) if isinstance(self.volume, Path) else self.name
 
 
 class VolumeSet(Sequence[torch.Tensor]):
@@ -179,9 +190,9 @@ class VolumeSet(Sequence[torch.Tensor]):
     def digest(self, index: int) -> str:
         """SHA-256 of a prepared volume's voxels."""
         source = self.sources[index]
-        if source.name not in self._digests:
+        if source.key not in self._digests:
             self._load(source)
-        return self._digests[source.name]
+        return self._digests[source.key]
 
     @property
     def content_digest(self) -> str:
@@ -195,21 +206,28 @@ class VolumeSet(Sequence[torch.Tensor]):
     def _load(self, source: Source) -> torch.Tensor:
         cached = self._cache_path(source)
         if cached is not None and cached.is_file():
-            values = torch.from_numpy(np.load(cached))
+            values = _read_prepared(cached)
         else:
             values = self.processor.preprocess(source.volume, unit=self._unit)[0][0]
             if cached is not None:
                 cached.parent.mkdir(parents=True, exist_ok=True)
                 with atomic_path(cached) as temporary, temporary.open("wb") as file:
                     np.save(file, values.numpy())
-        if source.name not in self._digests:
-            self._digests[source.name] = hashlib.sha256(values.numpy().tobytes()).hexdigest()
+        if source.key not in self._digests:
+            self._digests[source.key] = hashlib.sha256(values.numpy().tobytes()).hexdigest()
         return values
 
     def _cache_path(self, source: Source) -> Path | None:
         if self.cache_dir is None or not isinstance(source.volume, Path):
             return None
         return self.cache_dir / f"{_digest([_state_of(source.volume), self.processor.to_dict()])[:24]}.npy"
+
+
+def _read_prepared(path: Path) -> torch.Tensor:
+    try:
+        return torch.from_numpy(np.load(path))
+    except (ValueError, EOFError) as error:
+        raise ValueError(f"The prepared volume {path} cannot be read ({error}); delete the file.") from error
 
 
 def _found_sources(folder: Path, pattern: str) -> list[Source]:
@@ -220,7 +238,7 @@ def _given_sources(volumes: Sequence[np.ndarray] | np.ndarray | torch.Tensor) ->
     if len(volumes) == 0:
         raise ValueError("No volume was given; give at least one array (x, y, z).")
     return [
-        Source(f"volume-{place:04d}", volume, Header(tuple(volume.shape), (1.0, 1.0, 1.0), None))
+        Source(f"volume-{place:04d}", volume, Header(tuple(volume.shape), (), None))
         for place, volume in enumerate(volumes)
     ]
 
@@ -253,10 +271,12 @@ def read_header(path: Path) -> Header:
     """
     try:
         image: Any = nib.load(path)
-        zooms, shape = image.header.get_zooms(), tuple(int(count) for count in image.shape)
+        zooms, shape = image.header.get_zooms(), image.shape
+        order = nib.io_orientation(image.affine)[:, 0].argsort() if len(shape) >= 3 else range(len(shape))
     except (OSError, EOFError, ValueError, nib.filebasedimages.ImageFileError) as error:
         raise ValueError(f"{path} cannot be read ({str(error).rstrip('.')}); remove it or copy it again.") from error
-    return Header(shape, tuple(round(float(edge), 3) for edge in zooms[:3]), intensity_unit(image))
+    sides = tuple(int(shape[axis]) for axis in order)
+    return Header(sides, tuple(round(float(zooms[axis]), 3) for axis in order), intensity_unit(image))
 
 
 def standard_processor(folder: Path, volumes: Sequence[Any], unit: str | None) -> VolumeProcessor:
