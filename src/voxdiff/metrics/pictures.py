@@ -45,16 +45,12 @@ def save_neighbours(
     """
     pairs = pairs[:_NEIGHBOUR_PAIRS]
     figure, axes = _figure(3, (9.6, 1.25 * len(pairs) + 0.4), rows=len(pairs))
+    titles = ["synthetic", reference_name, "difference"]
     for row, (place, nearest, text) in zip(np.reshape(axes, (len(pairs), 3)), pairs, strict=True):
         found, reference = _planes(synthetic[place]), _planes(references[nearest])
-        first = row is np.reshape(axes, (len(pairs), 3))[0]
-        for axis, image, name in zip(
-            row,
-            (found, reference, 0.5 + (found - reference)),
-            ("synthetic", reference_name, "difference"),
-            strict=True,
-        ):
-            _show(axis, image, name if first else "")
+        for axis, image, name in zip(row, (found, reference, 0.5 + (found - reference)), titles, strict=True):
+            _show(axis, image, name)
+        titles = [""] * 3  # once, above the first row
         row[0].set_ylabel(text, fontsize=7)
     _save(figure, path)
 
