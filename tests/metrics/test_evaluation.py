@@ -178,6 +178,15 @@ def test_bad_input_is_one_sentence_before_any_work(folders, tmp_path, monkeypatc
             array = array.copy()
             array.flat[0] = 0.1
             write(tmp_path / name / f"{stem}.nii.gz", array)
+    (tmp_path / "empty-masks").mkdir()
+    for i in range(24):
+        write(tmp_path / "empty-masks" / f"case-{i:02d}.nii.gz", np.zeros((SIZE,) * 3), "label")
+    for name in ("black", "hu", "unnamed"):
+        (tmp_path / name).mkdir()
+        for i in range(12 if name == "hu" else 8):
+            array = np.random.rand(SIZE, SIZE, SIZE) * {"black": 0, "hu": 1500, "unnamed": 1}[name]
+            values, unit = (array - 1000, "HU") if name == "hu" else (array, None if name == "unnamed" else "a.u.")
+            write(tmp_path / name / f"{i}.nii.gz", values, unit)
     (tmp_path / "spacing").mkdir()
     for i in range(8):
         write(tmp_path / "spacing" / f"{i}.nii.gz", np.random.rand(SIZE, SIZE, SIZE), spacing=2.0)
@@ -202,8 +211,47 @@ def test_bad_input_is_one_sentence_before_any_work(folders, tmp_path, monkeypatc
         ((real, synthetic), {}, {"num": 20}, "holds 14 volumes and 20 are asked for"),
         ((real, synthetic), {}, {"factors": "ct"}, "told by HU"),
         ((real, synthetic), {"train": real}, {"extractors": ("cohort-2d",)}, "add a 3D extractor"),
+        ((real, tmp_path / "black"), {}, {}, "8 of the 8 volumes.*one value"),
+        ((real, synthetic), {"out": tmp_path / "one" / "a.nii.gz"}, {}, "is a file"),
+        ((real, synthetic), {}, {"device": "warp"}, "device 'warp' is unknown"),
+        ((real, real), {"masks": tmp_path / "empty-masks"}, {"paired": True}, "24 masks.*are empty"),
+        ((tmp_path / "hu", tmp_path / "unnamed"), {}, {}, "give both sets in HU"),
     ]
     for sets, arguments, options, words in cases:
         with pytest.raises((ValueError, FileNotFoundError), match=words) as error:
             evaluate(*sets, **arguments, options=EvaluationOptions(**options))
         assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(("option", "value"), [("pairs", 2), ("num", -3), ("seed", -1), ("slices_per_plane", 0)])
+def test_options_that_cannot_be_are_refused(option, value):
+    with pytest.raises(ValueError, match=f"{option} is {value}"):
+        EvaluationOptions(**{option: value})
+
+
+def test_volumes_and_labels_side_by_side_are_told_by_patterns(tmp_path):
+    for name in ("real", "synthetic"):
+        for place in range(12):
+            folder = tmp_path / name / f"s{place}"
+            folder.mkdir(parents=True)
+            random = np.random.default_rng(place)
+            write(folder / "a_t1.nii.gz", random.random((SIZE, SIZE, SIZE)))
+            write(folder / "a_lesion.nii.gz", random.integers(0, 4, (SIZE, SIZE, SIZE)), "label")
+    labels = (tmp_path / "real", tmp_path / "synthetic")
+    options = EvaluationOptions(paired=True, pattern="*_t1.nii.gz", label_pattern="*_lesion.nii.gz", pairs=3)
+    found = evaluate(tmp_path / "real", tmp_path / "synthetic", labels=labels, options=options).results["paired"]
+    assert [case["case"] for case in found["cases"]][:2] == ["s0/a", "s1/a"]
+    assert found["summary"]["dice_WT"]["mean"] == 1 and found["summary"]["psnr"]["infinite"] == 12
+
+
+def test_the_order_of_the_training_volumes_is_part_of_the_protocol(folders):
+    volumes = {
+        name: [np.asarray(nib.load(path).dataobj) for path in sorted((folders / name).iterdir())]
+        for name in ("real", "synthetic", "train")
+    }
+    options = EvaluationOptions(pairs=3)
+    hashes = {
+        evaluate(volumes["real"][:6], volumes["synthetic"][:6], train=train, options=options).protocol_hash
+        for train in (volumes["train"], volumes["train"][::-1])
+    }
+    assert len(hashes) == 2

@@ -37,6 +37,11 @@ def test_white_noise_has_a_flat_spectrum():
     assert abs(power[2:] - 1).max() < 0.25 and frequency.max() < 0.5
 
 
+def test_a_voxel_is_as_long_as_it_is():
+    planes = pictures._planes(torch.rand(1, 8, 8, 4), (1.0, 1.0, 2.0))
+    assert planes.shape == (8, 24)
+
+
 def test_superior_is_up_and_anterior_is_up():
     volume = torch.zeros(1, 8, 8, 8)
     volume[0, 4, 4, 7] = 1.0

@@ -46,10 +46,14 @@ def test_slices_have_distances_only_and_stay_together():
 
 def test_another_reference_for_the_anchors_gives_a_second_row():
     real, synthetic = features(20), features(14, seed=1)
-    data = unpaired.measure_unpaired(EXTRACTOR, None, real, synthetic, real.of_volumes(range(10)), {"real": synthetic})
+    matched = synthetic.of_volumes(range(10))
+    anchors = {"real": matched}
+    data = unpaired.measure_unpaired(
+        EXTRACTOR, None, real, synthetic, real.of_volumes(range(10)), anchors, matched=matched
+    )
     assert list(data["rows"]) == [unpaired.SYNTHETIC, unpaired.SYNTHETIC_HALF, "real"]
     half = data["rows"][unpaired.SYNTHETIC_HALF]
-    assert half["n_reference"] == 10 and half["fid"] == data["rows"]["real"]["fid"]
+    assert half["n_reference"] == half["n"] == 10 and half["fid"] == data["rows"]["real"]["fid"]
 
 
 def test_few_volumes_are_warned_about_and_fewer_refused():
@@ -59,6 +63,13 @@ def test_few_volumes_are_warned_about_and_fewer_refused():
         unpaired.check_number(5, "synthetic")
     with pytest.raises(ValueError, match=r"real set has 11 volume\(s\); give at least 12"):
         unpaired.check_halves(11)
+
+
+def test_slices_are_warned_about_by_their_rank():
+    warnings = measure(features(120, dim=300, rows=2), features(120, dim=300, rows=2, seed=1), plane="axial")[
+        "warnings"
+    ]
+    assert any("rank-deficient" in warning and "240" in warning for warning in warnings)
 
 
 def test_markdown_names_extractor_plane_and_numbers():

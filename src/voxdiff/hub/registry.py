@@ -32,4 +32,3 @@ def resolve_model(name: str) -> str:
 def shipped_models() -> list[str]:
     """Names of the models that come with this installation."""
     return sorted({path.parent.name for folder in shipped_folders() for path in folder.glob("*/model_index.json")})
-

@@ -20,7 +20,7 @@ FLIPS: tuple[Axes, ...] = tuple(axes for count in range(4) for axes in itertools
 """Every combination of mirrored axes; 0, 1, 2 are x, y, z."""
 
 _CELLS = 32  # at most, along each axis
-_FOREGROUND = 0.12  # of the way from the darkest to the brightest
+_FOREGROUND = 0.25  # of the way from the mean background to the mean foreground
 _WINDOW, _STRIDE = 5, 2  # cells
 _NEIGHBOURHOOD = tuple(itertools.product((-1, 0, 1), repeat=3))
 
@@ -130,9 +130,7 @@ def rank_features(volume: torch.Tensor) -> torch.Tensor:
 
 
 def _foreground_ranks(channel: torch.Tensor) -> torch.Tensor:
-    ordered = channel.flatten().sort().values
-    darkest, brightest = ordered[int(0.01 * len(ordered))], ordered[int(0.995 * (len(ordered) - 1))]
-    foreground = channel > darkest + _FOREGROUND * (brightest - darkest)
+    foreground = channel > _foreground_threshold(channel)
     inside = channel[foreground]
     ordered = inside.sort().values
     # The mean of both sides gives equal intensities one rank.
@@ -140,6 +138,16 @@ def _foreground_ranks(channel: torch.Tensor) -> torch.Tensor:
     ranks = torch.zeros_like(channel)
     ranks[foreground] = places.float() / max(len(inside), 1) - 1
     return ranks
+
+
+def _foreground_threshold(channel: torch.Tensor) -> float:
+    """Between the means of the two classes that Otsu's criterion makes: noise moves the means little."""
+    ordered = channel.flatten().sort().values.double()
+    count = torch.arange(1, len(ordered), dtype=torch.float64, device=ordered.device)
+    sums = ordered.cumsum(0)
+    below, above = sums[:-1] / count, (sums[-1] - sums[:-1]) / (len(ordered) - count)
+    split = (count * (len(ordered) - count) * (above - below).square()).argmax()
+    return float(below[split] + _FOREGROUND * (above[split] - below[split]))
 
 
 @dataclass(frozen=True)
@@ -234,8 +242,7 @@ def _window_similarity(volume: torch.Tensor, reference: torch.Tensor) -> torch.T
     products = _window_means((displaced * reference).sum(dim=1))
     energies = _window_means(displaced.square().sum(dim=1))
     reference_energy = _window_means(reference.square().sum(dim=0, keepdim=True))
-    nothing = 1e-3  # of the ranks' variance; below, a correlation is noise
-    correlations = (products / (energies * reference_energy).sqrt().clamp_min(nothing)).amax(dim=0).double()
+    correlations = (products / (energies * reference_energy).sqrt().clamp_min(1e-6)).amax(dim=0).double()
     weights = (energies[len(_NEIGHBOURHOOD) // 2] + reference_energy[0]).double().sqrt()
     return (correlations * weights).sum() / weights.sum().clamp_min(torch.finfo(torch.float64).tiny)
 

@@ -96,12 +96,12 @@ def evaluate(
     run.factors()
     run.pairs()
     run.privacy()
-    if out is not None:
-        run.draw(out)
-        if "paired" in report.results:
-            write_csv(report.results["paired"]["cases"], out / "cases.csv")
     report.seconds = round(time.perf_counter() - started, 1)
     if out is not None:
+        report.save(out)
+        if "paired" in report.results:
+            write_csv(report.results["paired"]["cases"], out / "cases.csv")
+        run.draw(out)
         report.save(out)
     return report
 
@@ -162,12 +162,13 @@ class _Run:
         self.report.results["diversity"] = diversity.measure_diversity(
             self.sets.real,
             self.sets.synthetic,
+            self._anchor_reference(),
             self._other_real(),
             max_pairs=self.options.pairs,
             ms_ssim_settings=settings,
             perceptual=self.perceptual,
             seed=self.options.seed,
-            on_pair=self.stage("Diversity", 3 * self.options.pairs),
+            on_pair=self.stage("Diversity", self._num_pairs()),
         )
 
     def factors(self) -> None:
@@ -228,7 +229,7 @@ class _Run:
         """The pictures, beside the report."""
         real, synthetic = self.sets.real, self.sets.synthetic
         captions = self.report.pictures
-        pictures.save_montage(out / "montage.png", {"real": real, "synthetic": synthetic})
+        pictures.save_montage(out / "montage.png", {"real": real, "synthetic": synthetic}, real.spacing_mm)
         captions["montage.png"] = "Real and synthetic volumes, three planes each, evenly spaced through the sets"
         first = self.extractors[0]
         plane = self._planes(first)[0]
@@ -239,7 +240,9 @@ class _Run:
         captions["profiles.png"] = "Histogram of intensities and power spectrum: mean and 5 to 95 % band"
         if (found := self.report.results.get("privacy")) is not None and self.sets.train is not None:
             closest = [(row["place"], row["train_place"], row["text"]) for row in found["closest"]]
-            pictures.save_neighbours(out / "neighbours.png", synthetic, self.sets.train, closest, "nearest training")
+            pictures.save_neighbours(
+                out / "neighbours.png", synthetic, self.sets.train, closest, "nearest training", real.spacing_mm
+            )
             captions["neighbours.png"] = "The synthetic volumes nearest to a training volume, beside it"
 
     def _planes(self, extractor: FeatureExtractor) -> list[str | None]:
@@ -247,6 +250,15 @@ class _Run:
 
     def _halves(self) -> tuple[np.ndarray, np.ndarray]:
         return anchors.random_halves(len(self.sets.real), self.options.seed)
+
+    def _num_pairs(self) -> int:
+        """Of the three sets whose diversity is measured."""
+        sizes = [len(self.sets.synthetic), len(self.sets.real), len(self.sets.real)]
+        return sum(min(self.options.pairs, size * (size - 1) // 2) for size in sizes)
+
+    def _anchor_reference(self) -> VolumeSet:
+        """Reals that the anchors are compared with: all of them, or the half that the anchors are not made of."""
+        return self.sets.real if self.sets.train is not None else self.sets.real.subset(self._halves()[0].tolist())
 
     def _other_real(self) -> VolumeSet:
         """Reals that the anchors are made of: training volumes, or half of the real ones; as many as synthetic ones."""
@@ -276,6 +288,7 @@ class _Run:
             found["synthetic"],
             found["real"] if has_train else found["real"].of_volumes(first),
             {"real": floor, **anchor_features},
+            matched=None if has_train else found["synthetic"].of_volumes(range(floor.num_volumes)),
             seed=self.options.seed,
         )
 

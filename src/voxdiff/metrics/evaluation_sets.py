@@ -1,5 +1,6 @@
 """What is evaluated: options, the sets they open, what is refused before any heavy work, and the resulting protocol."""
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,7 +17,7 @@ from voxdiff.metrics.protocol import Protocol
 from voxdiff.metrics.sections import factors, pairs, subgroups, unpaired
 from voxdiff.metrics.stages import Stage
 from voxdiff.metrics.structural import MS_SSIM_WEIGHTS
-from voxdiff.metrics.volume_sets import VolumeSet, value_range
+from voxdiff.metrics.volume_sets import LOWEST_PLAUSIBLE_MR, VolumeSet, value_range
 
 Volumes = str | Path | np.ndarray | torch.Tensor | Sequence[np.ndarray]
 
@@ -44,8 +45,12 @@ class EvaluationOptions:
         subgroup: column of the folders' metadata.csv: everything unpaired again for each of its values.
         reidentify: train a network on the training set that recognises subjects (minutes).
         lpips_weights: VGG-16's weights for LPIPS, as `voxdiff convert-extractor` writes them; None takes the substitute.
+        label_pattern: which files of the folders of masks and label maps.
         seed: of every random choice.
         device: where the extractors run.
+
+    Raises:
+        ValueError: a number below what it can be.
     """
 
     paired: bool = False
@@ -62,8 +67,15 @@ class EvaluationOptions:
     subgroup: str | None = None
     reidentify: bool = False
     lpips_weights: str | None = None
+    label_pattern: str = "*"
     seed: int = 0
     device: str = "cpu"
+
+    def __post_init__(self) -> None:
+        for name, least in (("pairs", 3), ("slices_per_plane", 1), ("seed", 0), ("num", 1)):
+            value = getattr(self, name)
+            if value is not None and value < least:
+                raise ValueError(f"{name} is {value}; give at least {least}.")
 
 
 @dataclass(kw_only=True)
@@ -89,6 +101,7 @@ def open_sets(
 ) -> EvaluationSets:
     """Open every set and refuse, from headers alone as far as they tell, what cannot be measured."""
     shared: dict[str, Any] = {"pattern": options.pattern, "unit": options.unit, "cache_dir": cache}
+    _check_device(options.device)
     if masks is not None and not options.paired:
         raise ValueError("Masks were given without paired; only pairs are measured inside masks, ask for both.")
     if options.reidentify and train is None:
@@ -112,14 +125,17 @@ def open_sets(
     if options.paired:
         pairs.match_names(opened, sets.synthetic, "The synthetic volumes")
     if masks is not None:
-        sets.masks = pairs.open_labels(masks, opened, "The masks")
+        sets.masks = pairs.open_labels(masks, opened, "The masks", options.label_pattern)
     if labels is not None:
         sets.labels = (
-            pairs.open_labels(labels[0], opened, "The label maps"),
-            pairs.open_labels(labels[1], sets.synthetic, "The label maps"),
+            pairs.open_labels(labels[0], opened, "The label maps", options.label_pattern),
+            pairs.open_labels(labels[1], sets.synthetic, "The label maps", options.label_pattern),
         )
     if options.subgroup is not None:
         sets.subgroups = subgroups.find_subgroups(options.subgroup, opened, sets.synthetic)
+        for value, places in sets.subgroups.items():
+            for found, what in zip(places, ("real", "synthetic"), strict=True):
+                unpaired.check_number(len(found), f"{what} {options.subgroup} {value}")
     return sets
 
 
@@ -147,6 +163,9 @@ def load_extractors(options: EvaluationOptions, *, need_3d: bool) -> list[Featur
     if not names:
         raise ValueError("No extractor was named; give at least one.")
     loaded = [load_extractor(name, device=options.device) for name in names]
+    twice = [name for name, count in Counter(extractor.name for extractor in loaded).items() if count > 1]
+    if twice:
+        raise ValueError(f"Two extractors are named {twice[0]}; evaluate them one after the other into two folders.")
     if options.planes and all(extractor.spatial_dims == 3 for extractor in loaded):
         loaded.append(load_extractor(PLANE_EXTRACTOR, device=options.device))
     if need_3d and all(extractor.spatial_dims == 2 for extractor in loaded):
@@ -163,6 +182,10 @@ def prepare_sets(sets: EvaluationSets, stage: Stage) -> None:
     advance = stage("Reading volumes", sum(map(len, wanted)))
     for volumes in wanted:
         volumes.prepare(advance)
+    if sets.masks is not None:
+        empty = [name for name, mask in zip(sets.masks.names, sets.masks, strict=True) if not mask.any()]
+        if empty:
+            raise ValueError(f"{len(empty)} masks in {sets.masks.folder} are empty, such as {empty[0]}; repair them.")
     if sets.real.processor.intensity == "window":
         _require_same_scale(sets)
 
@@ -170,11 +193,17 @@ def prepare_sets(sets: EvaluationSets, stage: Stage) -> None:
 def _require_same_scale(sets: EvaluationSets) -> None:
     """A window cuts off what lies beyond it: sets on another scale would be measured as saturated."""
     low, high = float(sets.real.processor.low or 0), float(sets.real.processor.high or 1)
-    if sets.real.processor.unit == "HU":
-        return
+    is_hu = sets.real.processor.unit == "HU"
+    real_lowest = value_range([source.volume for source in sets.real.sources])[0] if is_hu else 0.0
     for volumes in filter(None, (sets.synthetic, sets.train)):
         found = value_range([source.volume for source in volumes.sources])
-        if found[0] < low - _SCALE_TOLERANCE or found[1] > high + _SCALE_TOLERANCE:
+        if is_hu:
+            if real_lowest < LOWEST_PLAUSIBLE_MR <= found[0]:
+                raise ValueError(
+                    f"The volumes in {volumes.folder} begin at {found[0]:g} and the real ones at {real_lowest:g} HU; give "
+                    "both sets in HU."
+                )
+        elif found[0] < low - _SCALE_TOLERANCE or found[1] > high + _SCALE_TOLERANCE:
             raise ValueError(
                 f"The volumes in {volumes.folder} go from {found[0]:g} to {found[1]:g} and the real ones from {low:g} "
                 f"to {high:g}; bring both sets to one scale."
@@ -205,7 +234,7 @@ def make_protocol(
         labels_sha256=sets.labels[0].content_digest if sets.labels is not None else None,
         masks_sha256=sets.masks.content_digest if sets.masks is not None else None,
         extractors=[extractor.settings() for extractor in extractors],
-        slices_per_plane=options.slices_per_plane,
+        slices_per_plane=options.slices_per_plane if any(e.spatial_dims == 2 for e in extractors) else None,
         ms_ssim={**_diversity_settings(grid), "data_range": 1.0, "pairs": options.pairs},
         blur_sigma=anchors.BLUR_SIGMA,
         sections=sections,
@@ -218,6 +247,15 @@ def make_protocol(
         },
         seed=options.seed,
     )
+
+
+def _check_device(device: str) -> None:
+    try:
+        kind = torch.device(device).type
+    except RuntimeError as error:
+        raise ValueError(f"The device {device!r} is unknown; give cpu, cuda or cuda:N.") from error
+    if kind == "cuda" and not torch.cuda.is_available():
+        raise ValueError(f"The device is {device!r} and this machine has no CUDA; give cpu.")
 
 
 def _diversity_settings(grid: Sequence[int]) -> dict[str, Any]:

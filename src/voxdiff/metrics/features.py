@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +19,9 @@ PLANES = {"axial": 2, "coronal": 1, "sagittal": 0}
 """Plane -> axis of (x, y, z) along which its slices lie."""
 
 BLOCK = 16
-"""Volumes computed together; a killed run loses at most these."""
+"""Volumes computed between two saves; a killed run loses at most these."""
+
+_BATCH_VOXELS = 8 * 64**3  # a network sees at once; a batch of one takes PyTorch's slow convolution on one CPU thread
 
 
 @dataclass(frozen=True)
@@ -137,15 +140,13 @@ def _cached_block(
 def _compute_block(
     extractor: FeatureExtractor, block: Sequence[torch.Tensor], plane: str | None, slices_per_plane: int
 ) -> dict[str, torch.Tensor]:
-    """One volume, or the slices of one, at a time: what a volume gives does not depend on its neighbours."""
-    values, probabilities = [], []
-    for volume in block:
-        images = volume[None] if plane is None else take_slices(volume, plane, slices_per_plane)
-        features = extractor(images)
-        values.append(features.values)
-        if features.probabilities is not None:
-            probabilities.append(features.probabilities)
-    found = {"values": torch.cat(values).contiguous()}
-    if probabilities:
-        found["probabilities"] = torch.cat(probabilities).contiguous()
-    return found
+    """A few volumes at a time: what each gives depends on its neighbours by rounding only."""
+    if plane is None:
+        images = torch.stack(list(block))
+    else:
+        images = torch.cat([take_slices(volume, plane, slices_per_plane) for volume in block])
+    seen = extractor.input_size or images.shape[2:]
+    found = [extractor(batch) for batch in images.split(max(1, _BATCH_VOXELS // math.prod(seen)))]
+    features = {"values": torch.cat([features.values for features in found]).contiguous()}
+    probabilities = [features.probabilities for features in found if features.probabilities is not None]
+    return {**features, "probabilities": torch.cat(probabilities).contiguous()} if probabilities else features

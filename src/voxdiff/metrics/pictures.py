@@ -16,9 +16,16 @@ _NEIGHBOUR_PAIRS = 6
 _PROFILE_VOLUMES = 100
 
 
-def save_montage(path: Path, sets: dict[str, Sequence[torch.Tensor]], count: int = _MONTAGE_VOLUMES) -> None:
+def save_montage(
+    path: Path,
+    sets: dict[str, Sequence[torch.Tensor]],
+    spacing_mm: Sequence[float] = (1, 1, 1),
+    count: int = _MONTAGE_VOLUMES,
+) -> None:
     """Middle axial, coronal and sagittal slices of evenly spaced volumes of each set, a row a volume, a block a set."""
-    columns = [np.concatenate([_planes(volume) for volume in _spread(volumes, count)]) for volumes in sets.values()]
+    columns = [
+        np.concatenate([_planes(volume, spacing_mm) for volume in _spread(volumes, count)]) for volumes in sets.values()
+    ]
     height = max(len(column) for column in columns)
     columns = [np.pad(column, ((0, height - len(column)), (0, 0))) for column in columns]
     figure, axes = _figure(len(columns), (3.2 * len(columns), 1.05 * count + 0.4))
@@ -33,6 +40,7 @@ def save_neighbours(
     references: Sequence[torch.Tensor],
     pairs: Sequence[tuple[int, int, str]],
     reference_name: str,
+    spacing_mm: Sequence[float] = (1, 1, 1),
 ) -> None:
     """Synthetic volumes beside their nearest reference, and the difference.
 
@@ -42,12 +50,13 @@ def save_neighbours(
         references: the same.
         pairs: place of the synthetic volume, place of the reference, and what to write beside them.
         reference_name: of the references.
+        spacing_mm: voxel size along x, y, z.
     """
     pairs = pairs[:_NEIGHBOUR_PAIRS]
     figure, axes = _figure(3, (9.6, 1.25 * len(pairs) + 0.4), rows=len(pairs))
     titles = ["synthetic", reference_name, "difference"]
     for row, (place, nearest, text) in zip(np.reshape(axes, (len(pairs), 3)), pairs, strict=True):
-        found, reference = _planes(synthetic[place]), _planes(references[nearest])
+        found, reference = _planes(synthetic[place], spacing_mm), _planes(references[nearest], spacing_mm)
         for axis, image, name in zip(row, (found, reference, 0.5 + (found - reference)), titles, strict=True):
             _show(axis, image, name)
         titles = [""] * 3  # once, above the first row
@@ -109,9 +118,12 @@ def radial_power_spectrum(volume: np.ndarray, bins: int = 32) -> tuple[np.ndarra
     return ((edges[1:] + edges[:-1]) / 2)[held], sums[held] / counts[held]
 
 
-def _planes(volume: torch.Tensor) -> np.ndarray:
-    """Middle axial, coronal and sagittal slices side by side, superior or anterior up."""
-    values = volume[0].numpy()
+def _planes(volume: torch.Tensor, spacing_mm: Sequence[float] = (1, 1, 1)) -> np.ndarray:
+    """Middle axial, coronal and sagittal slices side by side, superior or anterior up, a pixel the finest voxel edge."""
+    values, step = volume[0].numpy(), min(spacing_mm)
+    for axis, edge in enumerate(spacing_mm):
+        places = (np.arange(round(values.shape[axis] * edge / step)) + 0.5) * step / edge
+        values = values.take(places.astype(int), axis)
     x, y, z = (length // 2 for length in values.shape)
     slices = [plane[:, ::-1].T for plane in (values[:, :, z], values[:, y], values[x])]
     height = max(len(plane) for plane in slices)
@@ -125,7 +137,7 @@ def _spread(volumes: Sequence[torch.Tensor], count: int) -> list[torch.Tensor]:
 
 def _band(axis: Any, x: np.ndarray, curves: np.ndarray, colour: str, name: str) -> None:
     low, high = np.percentile(curves, [5, 95], axis=0)
-    floor = curves[curves > 0].min()
+    floor = curves[curves > 0].min(initial=1.0)
     axis.fill_between(x, np.maximum(low, floor), np.maximum(high, floor), color=colour, alpha=0.2, linewidth=0)
     axis.plot(x, np.maximum(curves.mean(0), floor), color=colour, label=name)
 

@@ -31,7 +31,8 @@ class Protocol:
         masks_sha256: of the masks.
         labels_sha256: of the label maps of the real volumes.
         extractors: settings of each feature extractor, the SHA-256 of its weights among them.
-        slices_per_plane: of the 2D extractors, evenly spaced over the middle three quarters of each axis.
+        slices_per_plane: of the 2D extractors, evenly spaced over the middle three quarters of each axis;
+            None where there is none.
         ms_ssim: scales, window and number of pairs.
         blur_sigma: of the blurred anchor, in voxels.
         sections: what was measured.
@@ -51,7 +52,7 @@ class Protocol:
     masks_sha256: str | None
     labels_sha256: str | None
     extractors: list[dict[str, Any]]
-    slices_per_plane: int
+    slices_per_plane: int | None
     ms_ssim: dict[str, Any]
     blur_sigma: float
     sections: list[str]

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Self
 
@@ -84,7 +84,9 @@ class Report:
             raise ValueError(f"{path} is not JSON ({error}); give a report.json of `voxdiff evaluate`.") from error
         if not isinstance(content, dict) or content.pop("format", None) != FORMAT:
             raise ValueError(f"{path} is no report of `voxdiff evaluate`; give a report.json that it wrote.")
-        recorded = content.pop("protocol_hash")
+        recorded = content.pop("protocol_hash", None)
+        if recorded is None or {*content} != {field.name for field in fields(cls)}:
+            raise ValueError(f"{path} was written by another version of voxdiff; evaluate again.")
         report = cls(**_numbers(content))
         if report.protocol_hash != recorded:
             raise ValueError(f"The protocol in {path} does not give its hash {recorded}; the file was changed by hand.")

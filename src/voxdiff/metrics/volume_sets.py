@@ -5,6 +5,7 @@ import json
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Self
 
@@ -16,7 +17,7 @@ from voxdiff.volumes import VolumeProcessor, atomic_path, intensity_unit, load_v
 
 _SUFFIXES = (".nii.gz", ".nii")
 _UNIT_RANGE_TOLERANCE = 1e-3
-_LOWEST_PLAUSIBLE_MR = -200.0
+LOWEST_PLAUSIBLE_MR = -200.0
 CT_WINDOW_HU = (-1000.0, 1000.0)
 MR_PERCENTILES = (0.5, 99.5)
 
@@ -63,15 +64,22 @@ class VolumeSet(Sequence[torch.Tensor]):
         sources: one a volume, in order.
         processor: brings each volume to the grid and to [0, 1]; its configuration is part of the protocol.
         cache_dir: where prepared volumes are kept, None for nowhere.
+        pattern: which files of the folder.
     """
 
     def __init__(
-        self, folder: Path, sources: Sequence[Source], processor: VolumeProcessor, cache_dir: Path | None = None
+        self,
+        folder: Path,
+        sources: Sequence[Source],
+        processor: VolumeProcessor,
+        cache_dir: Path | None = None,
+        pattern: str = "*",
     ) -> None:
         self.folder = folder
         self.sources = list(sources)
         self.processor = processor
         self.cache_dir = cache_dir
+        self.pattern = pattern
         self._digests: dict[str, str] = {}
 
     @classmethod
@@ -124,7 +132,7 @@ class VolumeSet(Sequence[torch.Tensor]):
                 f"{folder} holds volumes in {found_unit} and they are to be measured in {processor.unit}; convert one "
                 "of the sets, or name the unit with --unit if the headers are wrong."
             )
-        return cls(folder, sources, processor, Path(cache_dir) if cache_dir is not None else None)
+        return cls(folder, sources, processor, Path(cache_dir) if cache_dir is not None else None, pattern)
 
     @property
     def names(self) -> list[str]:
@@ -132,11 +140,17 @@ class VolumeSet(Sequence[torch.Tensor]):
         return [source.name for source in self.sources]
 
     @property
+    def case_names(self) -> list[str]:
+        """The names without what the pattern adds to them: "s1" for "s1_t1" found by "*_t1.nii.gz"."""
+        ending = _stem(Path(self.pattern)).rpartition("*")[2]
+        return [name.removesuffix(ending) or name for name in self.names]
+
+    @property
     def paths(self) -> list[Path]:
         """The files, where the volumes come from a folder."""
         return [source.volume for source in self.sources if isinstance(source.volume, Path)]
 
-    @property
+    @cached_property
     def spacing_mm(self) -> tuple[float, ...]:
         """Voxel size of the prepared volumes along x, y, z."""
         _, geometry = self.processor.preprocess(self.sources[0].volume, unit=self._unit)
@@ -159,7 +173,8 @@ class VolumeSet(Sequence[torch.Tensor]):
 
     def subset(self, indices: Sequence[int]) -> "VolumeSet":
         """The volumes at these places, in this order."""
-        chosen = VolumeSet(self.folder, [self.sources[index] for index in indices], self.processor, self.cache_dir)
+        sources = [self.sources[index] for index in indices]
+        chosen = VolumeSet(self.folder, sources, self.processor, self.cache_dir, self.pattern)
         chosen._digests = self._digests
         return chosen
 
@@ -172,7 +187,10 @@ class VolumeSet(Sequence[torch.Tensor]):
         problems, grids = [], Counter[tuple[int, ...]]()
         for source in self.sources:
             try:
-                grids[tuple(self._load(source).shape[1:])] += 1
+                values = self._load(source)
+                grids[tuple(values.shape[1:])] += 1
+                if self.processor.intensity != "labels" and values.min() == values.max():
+                    problems.append(f"{source.name}: all of its voxels have one value")
             except (OSError, ValueError) as error:
                 problems.append(f"{source.name}: {str(error).rstrip('.')}")
             if on_volume is not None:
@@ -196,8 +214,8 @@ class VolumeSet(Sequence[torch.Tensor]):
 
     @property
     def content_digest(self) -> str:
-        """SHA-256 over the prepared volumes, whatever their names and order."""
-        return _digest(sorted(self.digest(index) for index in range(len(self))))
+        """SHA-256 over the prepared volumes in their order, by which pairs and anchors are drawn."""
+        return _digest([self.digest(index) for index in range(len(self))])
 
     @property
     def _unit(self) -> str | None:
@@ -294,7 +312,7 @@ def standard_processor(folder: Path, volumes: Sequence[Any], unit: str | None) -
         low, high = CT_WINDOW_HU
         return VolumeProcessor(intensity="window", low=low, high=high, unit="HU", value_range=(0.0, 1.0))
     lowest, highest = value_range(volumes)
-    if unit is None and lowest < _LOWEST_PLAUSIBLE_MR:
+    if unit is None and lowest < LOWEST_PLAUSIBLE_MR:
         raise ValueError(
             f"The volumes in {folder} go down to {lowest:g} and no header names a unit; say --unit HU or --unit a.u.."
         )

@@ -18,6 +18,7 @@ from voxdiff.metrics.extractors.base import FeatureExtractor
 from voxdiff.metrics.extractors.weights import file_sha256
 
 _MODEL = "data/models/bbox_model.pt"
+_SIZE = 64
 _MULTIPLE = 32  # five halvings in all
 
 
@@ -44,7 +45,7 @@ class DeepbetEncoder(nn.Module):
         return torch.cat(values, 1)
 
 
-def load_deepbet(*, size: int = 64, device: str | torch.device = "cpu") -> FeatureExtractor:
+def load_deepbet(*, size: int = _SIZE, device: str | torch.device = "cpu") -> FeatureExtractor:
     """The encoder of the installed deepbet.
 
     Args:
@@ -60,7 +61,7 @@ def load_deepbet(*, size: int = 64, device: str | torch.device = "cpu") -> Featu
         raise ValueError(f"deepbet was given a grid of {size} voxels a side; give a multiple of 32.")
     path = _weight_file()
     return FeatureExtractor(
-        name="deepbet",
+        name="deepbet" if size == _SIZE else f"deepbet:{size}",
         network=DeepbetEncoder(torch.jit.load(path, map_location=device)),
         spatial_dims=3,
         num_features=224,

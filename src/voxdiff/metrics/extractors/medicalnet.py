@@ -71,7 +71,7 @@ def load_medicalnet(
     )
     network = build_medicalnet(depth, state)
     return MedicalNetExtractor(
-        name=name,
+        name=name if input_rule == INPUT_RULES[0] else f"{name}:{input_rule}",
         network=network.to(device),
         spatial_dims=3,
         num_features=network.num_features,

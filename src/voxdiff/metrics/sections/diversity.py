@@ -20,6 +20,7 @@ Volumes = Sequence[torch.Tensor]
 def measure_diversity(
     real: Volumes,
     synthetic: Volumes,
+    anchor_reference: Volumes,
     other_real: Volumes,
     *,
     max_pairs: int,
@@ -33,7 +34,8 @@ def measure_diversity(
     Args:
         real: (1, x, y, z) in [0, 1] each.
         synthetic: the same.
-        other_real: further reals, which give the floor of the MMD.
+        anchor_reference: reals that the anchors of the MMD are compared with.
+        other_real: further reals, none of them in the reference, which are its floor.
         max_pairs: pairs drawn within each set.
         ms_ssim_settings: arguments of :func:`voxdiff.metrics.similarity.ms_ssim`.
         perceptual: backbone of the perceptual distance.
@@ -58,8 +60,8 @@ def measure_diversity(
         perceptual.name: distance,
         "mmd_dot_product": {
             "synthetic": {"value": dot_product_mmd(real, synthetic)},
-            "real": {"value": dot_product_mmd(real, other_real)},
-            "blurred real": {"value": dot_product_mmd(real, BlurredVolumes(other_real))},
+            "real": {"value": dot_product_mmd(anchor_reference, other_real)},
+            "blurred real": {"value": dot_product_mmd(anchor_reference, BlurredVolumes(other_real))},
         },
         "pairs": len(pairs),
         "settings": ms_ssim_settings,

@@ -12,6 +12,7 @@ import torch
 from voxdiff.metrics.markdown import number, table
 from voxdiff.metrics.paired import paired_metrics, summarize
 from voxdiff.metrics.perceptual import PerceptualBackbone, lpips
+from voxdiff.metrics.protocol import PROTOCOL_VERSION
 from voxdiff.metrics.segmentation import BRATS_REGIONS, segmentation_metrics
 from voxdiff.metrics.volume_sets import VolumeSet
 from voxdiff.volumes import VolumeProcessor, atomic_path
@@ -29,23 +30,25 @@ NAMES = {
 
 
 def match_names(first: VolumeSet, second: VolumeSet, what: str) -> list[int]:
-    """Places in `second` of the volumes named as those of `first`, by file name if the folders differ.
+    """Places in `second` of the volumes named as those of `first`: by their names below the folders, or by file names.
+
+    What a pattern adds to a name ("_t1" of "*_t1.nii.gz") does not count.
 
     Raises:
         ValueError: a volume of either set has no partner.
     """
     for simplify in (str, lambda name: Path(name).name):
-        names, others = ([simplify(name) for name in volumes.names] for volumes in (first, second))
+        names, others = ([simplify(name) for name in volumes] for volumes in (first.case_names, second.case_names))
         if set(names) == set(others) and len(set(names)) == len(names) == len(others):
             return [others.index(name) for name in names]
-    alone = sorted({Path(name).name for name in first.names} ^ {Path(name).name for name in second.names})
+    alone = sorted({*first.case_names} ^ {*second.case_names})
     raise ValueError(
         f"{what} in {second.folder} do not match the volumes in {first.folder} ({len(second)} and {len(first)}; "
         f"without a partner: {', '.join(alone[:3]) or 'names that occur twice'}); give each volume one of the same name."
     )
 
 
-def open_labels(folder: str | Path, like: VolumeSet, what: str) -> VolumeSet:
+def open_labels(folder: str | Path, like: VolumeSet, what: str, pattern: str = "*") -> VolumeSet:
     """Label maps or masks for the volumes of a set, on its grid and in its order.
 
     Raises:
@@ -64,7 +67,7 @@ def open_labels(folder: str | Path, like: VolumeSet, what: str) -> VolumeSet:
         value_range=(0.0, 1.0),
         background=0,
     )
-    labels = VolumeSet.open(folder, processor=processor, cache_dir=like.cache_dir)
+    labels = VolumeSet.open(folder, pattern=pattern, processor=processor, cache_dir=like.cache_dir)
     labels = labels.subset(match_names(like, labels, what))
     for source, volume in zip(labels.sources, like.sources, strict=True):
         if source.header.grid() != volume.header.grid():
@@ -112,11 +115,14 @@ def measure_pairs(
         sources += [masks.digest(place)] if masks is not None else []
         sources += [labels[0].digest(place), labels[1].digest(partner)] if labels is not None else []
         key = json.dumps(
-            [sources, real.processor.to_dict(), perceptual and [perceptual.name, perceptual.sha256], dict(regions)]
+            [
+                *(PROTOCOL_VERSION, sources, real.spacing_mm, real.processor.to_dict(), dict(regions)),
+                perceptual and [perceptual.name, perceptual.sha256],
+            ]
         )
         cached = cache_dir / f"pair-{hashlib.sha256(key.encode()).hexdigest()[:24]}.json" if cache_dir else None
         if cached is not None and cached.is_file():
-            case = json.loads(cached.read_text(encoding="utf-8"))
+            case = _read_case(cached)
         else:
             case = _measure_case(real, synthetic, place, partner, masks, perceptual)
             if labels is not None:
@@ -125,7 +131,7 @@ def measure_pairs(
             if cached is not None:
                 with atomic_path(cached) as temporary:
                     temporary.write_text(json.dumps(case), encoding="utf-8")
-        cases.append({"case": Path(real.names[place]).name, **case})
+        cases.append({"case": real.case_names[place], **case})
         if on_volume is not None:
             on_volume()
     return {
@@ -136,6 +142,14 @@ def measure_pairs(
         "inside_masks": masks is not None,
         "perceptual": perceptual.name if perceptual else None,
     }
+
+
+def _read_case(path: Path) -> dict[str, float]:
+    try:
+        case: dict[str, float] = json.loads(path.read_text(encoding="utf-8"))
+    except json.JSONDecodeError as error:
+        raise ValueError(f"The finished case {path} cannot be read ({error}); delete the file.") from error
+    return case
 
 
 def _measure_case(

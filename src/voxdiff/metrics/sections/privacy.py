@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from voxdiff.metrics.copies import copy_distances
@@ -96,7 +97,10 @@ def _copies(
     path = cache_dir / f"copies-{key}.safetensors" if cache_dir is not None else None
     if path is not None and path.is_file():
         advance()
-        return load_file(path)
+        try:
+            return load_file(path)
+        except SafetensorError as error:
+            raise ValueError(f"The kept distances {path} cannot be read ({error}); delete the file.") from error
     matches = copy_distances(volumes, train, device=device)
     found = {"distances": matches.distances, "ratios": matches.ratios, "nearest": matches.nearest}
     if path is not None:

@@ -62,6 +62,7 @@ def measure_unpaired(
     anchor_reference: FeatureSet,
     anchors: Mapping[str, FeatureSet],
     *,
+    matched: FeatureSet | None = None,
     seed: int = 0,
 ) -> dict[str, Any]:
     """Every statistic of the synthetic set with its interval, and of each anchor.
@@ -73,11 +74,12 @@ def measure_unpaired(
         synthetic: features of the synthetic volumes.
         anchor_reference: features that the anchors are compared with.
         anchors: name -> features.
+        matched: as many synthetic volumes as an anchor has, to be compared with the anchors' reference, too.
         seed: of the intervals.
     """
     rows = {SYNTHETIC: _estimates(real, synthetic, seed)}
-    if anchor_reference.num_volumes != real.num_volumes:
-        rows[SYNTHETIC_HALF] = _values(anchor_reference, synthetic)
+    if matched is not None:
+        rows[SYNTHETIC_HALF] = _values(anchor_reference, matched)
     rows |= {name: _values(anchor_reference, features) for name, features in anchors.items()}
     return {
         "extractor": extractor["name"],
@@ -103,6 +105,11 @@ def markdown(results: list[dict[str, Any]]) -> str:
             f"### {title(data)}\n\n{data['note'][:1].upper()}{data['note'][1:]}; {data['features']} features.\n"
         )
         parts.append(table(header, rows))
+        if data["plane"] is not None:
+            parts.append(
+                "Every slice is a sample, as in the papers; slices of one volume are alike, so that equal sets come out "
+                "above 0: read these numbers beside the row of the other reals.\n"
+            )
     return "\n".join(parts)
 
 
@@ -166,7 +173,9 @@ def _is_one_row_a_volume(features: FeatureSet) -> bool:
 
 def _warnings(real: FeatureSet, synthetic: FeatureSet) -> list[str]:
     counts = (real.num_volumes, synthetic.num_volumes)
-    found = fidelity.check_count("fid", *counts, real.values.shape[1] if _is_one_row_a_volume(synthetic) else None)
+    found = fidelity.check_count("fid", *counts)
+    rank = fidelity.check_count("fid", len(real.values), len(synthetic.values), real.values.shape[1])
+    found += [warning for warning in rank if warning not in found]
     found += fidelity.check_count("kid", *counts)
     if _is_one_row_a_volume(synthetic):
         found += fidelity.check_count("precision_recall", *counts)
