@@ -98,5 +98,15 @@ def test_a_pickle_is_refused(tmp_path):
 def test_help_names_every_command():
     result = CliRunner().invoke(app, ["--help"])
     assert result.exit_code == 0
-    commands = ("generate", "cohort", "evaluate", "compare", "nearest", "utility", "profile", "convert", "export-nnunet")
+    commands = (
+        "generate",
+        "cohort",
+        "evaluate",
+        "compare",
+        "nearest",
+        "utility",
+        "profile",
+        "convert",
+        "export-nnunet",
+    )
     assert all(name in result.output for name in commands)

@@ -63,7 +63,6 @@ def assert_same(found, expected):
 
 
 def test_all_candidates_equal_brute_force():
-    pytest.importorskip("monai")
     synthetic, real = smooth_volumes(4), smooth_volumes(5)
     expected = torch.stack([ms_ssim(volume.expand(5, -1, -1, -1, -1), real, **SETTINGS) for volume in synthetic])
     found = nearest_by_ms_ssim(synthetic, real, candidates=None, **SETTINGS)

@@ -104,14 +104,14 @@ def membership_inference(
             f"{len(train)} training and {len(heldout)} held-out volumes and a false positive rate of "
             f"{false_positive_rate} were given; give at least 2 of each and a rate in (0, 1)."
         )
-    errors = [_errors(reconstruction_error, volumes, batch_size) for volumes in (train, heldout)]
+    train_errors, heldout_errors = (_errors(reconstruction_error, volumes, batch_size) for volumes in (train, heldout))
     random = np.random.default_rng(seed)
     drawn = [
-        _membership(*(values[random.integers(len(values), size=len(values))] for values in errors), false_positive_rate)
+        _membership(_resampled(train_errors, random), _resampled(heldout_errors, random), false_positive_rate)
         for _ in range(num_bootstrap)
     ]
     low, high = np.quantile(np.array(drawn), [0.025, 0.975], axis=0)
-    auc, true_positives = _membership(*errors, false_positive_rate)
+    auc, true_positives = _membership(train_errors, heldout_errors, false_positive_rate)
     least = int(np.ceil(1 / false_positive_rate))
     few = len(heldout) < least
     return MembershipInference(
@@ -120,8 +120,8 @@ def membership_inference(
         true_positive_rate=true_positives,
         true_positive_interval=(float(low[1]), float(high[1])),
         false_positive_rate=false_positive_rate,
-        train_errors=errors[0],
-        heldout_errors=errors[1],
+        train_errors=train_errors,
+        heldout_errors=heldout_errors,
         warnings=(
             f"{len(heldout)} held-out volumes cannot show a false positive rate of {false_positive_rate}; the true "
             f"positive rate is read without any false positive, give at least {least}.",
@@ -263,6 +263,10 @@ def _errors(reconstruction_error: ReconstructionError, volumes: torch.Tensor, ba
             "finite; return one finite number a volume."
         )
     return errors
+
+
+def _resampled(values: np.ndarray, random: np.random.Generator) -> np.ndarray:
+    return values[random.integers(len(values), size=len(values))]
 
 
 def _membership(train: np.ndarray, heldout: np.ndarray, false_positive_rate: float) -> tuple[float, float]:
