@@ -16,7 +16,7 @@ def folders(tmp_path_factory):
     radius = np.sqrt(sum(axis**2 for axis in np.meshgrid(axes, axes, axes)))
     for name, first in (("real", 0), ("synthetic", 50), ("other", 80)):
         (root / name).mkdir()
-        for place in range(13):
+        for place in range(14):
             random = np.random.default_rng(first + place)
             ball = 0.8 / (1 + np.exp(30 * (radius - random.uniform(0.5, 0.9))))
             image = make_image(ball.astype(np.float32), np.diag([2.0, 2.0, 2.0, 1.0]), unit="a.u.")
@@ -37,7 +37,7 @@ def test_evaluate_and_compare(folders, tmp_path):
         assert result.exit_code == 0, result.output
         assert "report.json" in result.output
     content = json.loads((tmp_path / "other" / "report.json").read_text())
-    assert content["name"] == "other" and content["protocol"]["num_real"] == 13
+    assert content["name"] == "other" and content["protocol"]["num_real"] == 14
     result = run("compare", tmp_path / "synthetic", tmp_path / "other" / "report.json", "--out", tmp_path / "table.md")
     assert result.exit_code == 0, result.output
     assert "| synthetic |" in (tmp_path / "table.md").read_text()

@@ -183,7 +183,7 @@ def test_bad_input_is_one_sentence_before_any_work(folders, tmp_path, monkeypatc
         write(tmp_path / "empty-masks" / f"case-{i:02d}.nii.gz", np.zeros((SIZE,) * 3), "label")
     for name in ("black", "hu", "unnamed"):
         (tmp_path / name).mkdir()
-        for i in range(12 if name == "hu" else 8):
+        for i in range(14 if name == "hu" else 8):
             array = np.random.rand(SIZE, SIZE, SIZE) * {"black": 0, "hu": 1500, "unnamed": 1}[name]
             values, unit = (array - 1000, "HU") if name == "hu" else (array, None if name == "unnamed" else "a.u.")
             write(tmp_path / name / f"{i}.nii.gz", values, unit)
@@ -231,7 +231,7 @@ def test_options_that_cannot_be_are_refused(option, value):
 
 def test_volumes_and_labels_side_by_side_are_told_by_patterns(tmp_path):
     for name in ("real", "synthetic"):
-        for place in range(12):
+        for place in range(14):
             folder = tmp_path / name / f"s{place}"
             folder.mkdir(parents=True)
             random = np.random.default_rng(place)
@@ -241,7 +241,7 @@ def test_volumes_and_labels_side_by_side_are_told_by_patterns(tmp_path):
     options = EvaluationOptions(paired=True, pattern="*_t1.nii.gz", label_pattern="*_lesion.nii.gz", pairs=3)
     found = evaluate(tmp_path / "real", tmp_path / "synthetic", labels=labels, options=options).results["paired"]
     assert [case["case"] for case in found["cases"]][:2] == ["s0/a", "s1/a"]
-    assert found["summary"]["dice_WT"]["mean"] == 1 and found["summary"]["psnr"]["infinite"] == 12
+    assert found["summary"]["dice_WT"]["mean"] == 1 and found["summary"]["psnr"]["infinite"] == 14
 
 
 def test_the_order_of_the_training_volumes_is_part_of_the_protocol(folders):
@@ -251,7 +251,7 @@ def test_the_order_of_the_training_volumes_is_part_of_the_protocol(folders):
     }
     options = EvaluationOptions(pairs=3)
     hashes = {
-        evaluate(volumes["real"][:6], volumes["synthetic"][:6], train=train, options=options).protocol_hash
+        evaluate(volumes["real"][:7], volumes["synthetic"][:7], train=train, options=options).protocol_hash
         for train in (volumes["train"], volumes["train"][::-1])
     }
     assert len(hashes) == 2

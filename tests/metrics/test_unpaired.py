@@ -59,10 +59,10 @@ def test_another_reference_for_the_anchors_gives_a_second_row():
 def test_few_volumes_are_warned_about_and_fewer_refused():
     assert any("rank-deficient" in warning for warning in measure(features(8, dim=9), features(8, dim=9))["warnings"])
     assert measure(features(150), features(150, seed=1))["warnings"] == []
-    with pytest.raises(ValueError, match=r"synthetic set has 5 volume\(s\); give at least 6"):
+    with pytest.raises(ValueError, match=r"synthetic set has 5 volume\(s\); give at least 7"):
         unpaired.check_number(5, "synthetic")
-    with pytest.raises(ValueError, match=r"real set has 11 volume\(s\); give at least 12"):
-        unpaired.check_halves(11)
+    with pytest.raises(ValueError, match=r"real set has 13 volume\(s\); give at least 14"):
+        unpaired.check_halves(13)
 
 
 def test_slices_are_warned_about_by_their_rank():
@@ -70,6 +70,11 @@ def test_slices_are_warned_about_by_their_rank():
         "warnings"
     ]
     assert any("rank-deficient" in warning and "240" in warning for warning in warnings)
+
+
+def test_the_smallest_sets_have_all_statistics():
+    row = measure(features(7, classes=2), features(7, seed=1, classes=2))["rows"]["synthetic"]
+    assert all("low" in row[name] for name in unpaired.METRICS)
 
 
 def test_markdown_names_extractor_plane_and_numbers():

@@ -11,6 +11,10 @@ BLUR_SIGMA = 1.0
 """Of the blurred real set, in voxels of the prepared grid."""
 
 
+ANCHORS = ("real", "blurred real", "mean image", "one repeated")
+"""Names of the anchors, the floor first."""
+
+
 class TransformedVolumes(Sequence[torch.Tensor]):
     """Volumes `(1, x, y, z)` that are made from others when asked for."""
 
@@ -58,12 +62,13 @@ class RepeatedVolume(TransformedVolumes):
 
 def anchor_sets(reals: Sequence[torch.Tensor]) -> dict[str, Sequence[torch.Tensor]]:
     """The anchors by name, as many volumes each as there are reals: the reals themselves are the floor."""
-    return {
-        "real": reals,
-        "blurred real": BlurredVolumes(reals),
-        "mean image": RepeatedVolume(reals, mean_image(reals)),
-        "one repeated": RepeatedVolume(reals, reals[0]),
-    }
+    sets = (
+        reals,
+        BlurredVolumes(reals),
+        RepeatedVolume(reals, mean_image(reals)),
+        RepeatedVolume(reals, reals[0]),
+    )
+    return dict(zip(ANCHORS, sets, strict=True))
 
 
 def mean_image(volumes: Sequence[torch.Tensor]) -> torch.Tensor:

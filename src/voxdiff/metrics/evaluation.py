@@ -122,11 +122,13 @@ class _Run:
 
     def extract_all(self) -> None:
         """Features of every set and of the anchors, for each extractor and plane."""
-        groups: dict[str, Sequence[torch.Tensor]] = {"real": self.sets.real, "synthetic": self.sets.synthetic}
-        groups |= {"training": self.sets.train} if self.sets.train is not None else {}
-        groups |= {f"anchor: {name}": found for name, found in self._anchors().items() if name != "real"}
+        shared: dict[str, Sequence[torch.Tensor]] = {"real": self.sets.real, "synthetic": self.sets.synthetic}
+        shared |= {f"anchor: {name}": volumes for name, volumes in self._anchors().items()}
         for extractor in self.extractors:
             for plane in self._planes(extractor):
+                groups = dict(shared)
+                if extractor is self._privacy_extractor() and self.sets.train is not None:
+                    groups["training"] = self.sets.train
                 where = extractor.name if plane is None else f"{extractor.name}, {plane}"
                 advance = self.stage(f"Features ({where})", sum(map(len, groups.values())))
                 for name, volumes in groups.items():
@@ -206,9 +208,10 @@ class _Run:
 
     def privacy(self) -> None:
         """How near the synthetic volumes come to the training volumes, beside how near held-out ones do."""
-        if self.sets.train is None:
+        extractor = self._privacy_extractor()
+        if self.sets.train is None or extractor is None:
             return
-        name = next(extractor.name for extractor in self.extractors if extractor.spatial_dims == 3)
+        name = extractor.name
         found = {which: self.features[name, None, which].values for which in ("real", "synthetic", "training")}
         self.report.results["privacy"] = privacy.measure_privacy(
             self.sets.synthetic,
@@ -245,6 +248,10 @@ class _Run:
             )
             captions["neighbours.png"] = "The synthetic volumes nearest to a training volume, beside it"
 
+    def _privacy_extractor(self) -> FeatureExtractor | None:
+        """The first one that reads volumes."""
+        return next((extractor for extractor in self.extractors if extractor.spatial_dims == 3), None)
+
     def _planes(self, extractor: FeatureExtractor) -> list[str | None]:
         return [None] if extractor.spatial_dims == 3 else list(PLANES)
 
@@ -271,24 +278,16 @@ class _Run:
 
     def _unpaired(self, extractor: FeatureExtractor, plane: str | None) -> dict[str, Any]:
         found = {which: self.features[extractor.name, plane, which] for which in ("real", "synthetic")}
-        first, second = self._halves()
+        anchor_features = {name: self.features[extractor.name, plane, f"anchor: {name}"] for name in anchors.ANCHORS}
         has_train = self.sets.train is not None
-        anchor_features = {
-            name: self.features[extractor.name, plane, f"anchor: {name}"]
-            for name in ("blurred real", "mean image", "one repeated")
-        }
-        if has_train:
-            floor = self.features[extractor.name, plane, "training"].of_volumes(range(len(self._other_real())))
-        else:
-            floor = found["real"].of_volumes(second[: len(self._other_real())])
         return unpaired.measure_unpaired(
             extractor.settings(),
             plane,
             found["real"],
             found["synthetic"],
-            found["real"] if has_train else found["real"].of_volumes(first),
-            {"real": floor, **anchor_features},
-            matched=None if has_train else found["synthetic"].of_volumes(range(floor.num_volumes)),
+            found["real"] if has_train else found["real"].of_volumes(self._halves()[0]),
+            anchor_features,
+            matched=None if has_train else found["synthetic"].of_volumes(range(len(self._other_real()))),
             seed=self.options.seed,
         )
 

@@ -30,7 +30,7 @@ PRECISION_K, DENSITY_K = 3, 5
 _BOUNDS = {"fid": (0.0, np.inf), "precision": (0.0, 1.0), "recall": (0.0, 1.0), "coverage": (0.0, 1.0)}
 _BOUNDS |= {"density": (0.0, np.inf), "inception_score": (1.0, np.inf)}
 _PLANE_LETTERS = {"axial": "A", "coronal": "C", "sagittal": "S"}
-_SMALLEST_SET = fidelity.REQUIREMENTS["density_coverage"].minimum
+_SMALLEST_SET = DENSITY_K + 2  # the intervals leave out one volume, and a ball reaches to its k-th other one
 
 
 def check_number(number: int, what: str, least: int = _SMALLEST_SET) -> None:
