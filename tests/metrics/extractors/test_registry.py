@@ -24,7 +24,7 @@ def test_all_names_are_listed():
 
 def test_weights_and_variant_can_stand_in_the_name(weights):
     extractor = load_extractor(f"medicalnet-resnet10:unit={weights}")
-    assert (extractor.name, extractor.input_rule) == ("medicalnet-resnet10", "unit")
+    assert (extractor.name, extractor.input_rule) == ("medicalnet-resnet10:unit", "unit")
     assert extractor.sha256 == load_extractor("medicalnet-resnet10", weights=weights).sha256
 
 
