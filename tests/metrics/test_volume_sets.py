@@ -3,7 +3,8 @@ import numpy as np
 import pytest
 import torch
 
-from voxdiff.metrics.volume_sets import VolumeSet, find_volumes
+from voxdiff.metrics.volume_sets import VolumeSet
+from voxdiff.metrics.volume_sources import find_volumes
 from voxdiff.volume_files import make_image
 
 

@@ -165,7 +165,7 @@ def _image_processor(
     unit: str | None,
 ) -> tuple[Any, str | None]:
     """How all images are brought to [0, 1], chosen from the real training set, and their unit."""
-    from voxdiff.metrics.volume_sets import read_header, standard_processor
+    from voxdiff.metrics.volume_sources import read_header, standard_processor
 
     units = {unit} | {read_header(subject[image]).unit for found in subjects.values() for subject in found}
     named = sorted(found for found in units if found is not None)

@@ -17,7 +17,8 @@ from voxdiff.metrics.protocol import Protocol
 from voxdiff.metrics.sections import factors, pairs, subgroups, unpaired
 from voxdiff.metrics.stages import Stage
 from voxdiff.metrics.structural import MS_SSIM_WEIGHTS
-from voxdiff.metrics.volume_sets import LOWEST_PLAUSIBLE_MR, VolumeSet, value_range
+from voxdiff.metrics.volume_sets import VolumeSet
+from voxdiff.metrics.volume_sources import LOWEST_PLAUSIBLE_MR, value_range
 
 Volumes = str | Path | np.ndarray | torch.Tensor | Sequence[np.ndarray]
 

@@ -168,7 +168,12 @@ class _Store:
 
     def load(self, name: str) -> np.ndarray | None:
         path = self.folder and self.folder / f"{name}.npy"
-        return np.load(path) if path and path.exists() else None
+        if not path or not path.exists():
+            return None
+        try:
+            return np.load(path)
+        except (ValueError, EOFError) as error:
+            raise ValueError(f"The kept block {path} cannot be read ({error}); delete the file.") from error
 
     def save(self, name: str, values: np.ndarray) -> None:
         if self.folder is None:
