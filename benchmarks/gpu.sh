@@ -4,6 +4,7 @@
 #   bash benchmarks/gpu.sh pack      here, before: wheels into .whl/; with OFFICIAL=DIR a copy of its network in .gpu/
 #   bash benchmarks/gpu.sh test      there: goldens, precision, pipeline, torch.compile on CUDA, then the fast tests
 #   bash benchmarks/gpu.sh bench     there: bench_wdm.py and bench_wavelets.py; results to $OUT
+#   bash benchmarks/gpu.sh nearest   there: bench_nearest.py, 500 against 1262 volumes at 128 voxels a side
 #   bash benchmarks/gpu.sh train     there: wdm-brain-64 for TRAIN_SECONDS, resuming; then export
 #   bash benchmarks/gpu.sh export    there: raw and averaged weights in 16 bit, log and pictures to $OUT
 #   bash benchmarks/gpu.sh stats     there: statistics of the latest averaged weights to $OUT
@@ -92,6 +93,15 @@ bench() {
   "$PYTHON" benchmarks/bench_wavelets.py "${official[@]}" --threads 8 --out "$OUT" --name bench_wavelets_16_cores
 }
 
+# Matching 500 volumes to 1262 by MS-SSIM, all pairs at 128 voxels a side.
+nearest() {
+  local subjects=1762 arguments=(--parts rate full --size 128)
+  if [[ -n $SMALL ]]; then subjects=8 arguments=(--parts rate); fi
+  OMP_NUM_THREADS=1 simulate "$subjects"
+  "$PYTHON" benchmarks/bench_nearest.py --device "$DEVICE" "${arguments[@]}" --candidates 0 --memory 20 \
+    --cache-dir "$CACHE" --out "$OUT" --name "nearest_${DEVICE%%:*}"
+}
+
 # Simulate the subjects on all cores, before the training reads them one by one.
 simulate() {
   "$PYTHON" - "$1" "$CACHE" <<'PYTHON'
@@ -162,11 +172,12 @@ case ${1:-} in
   pack) pack ;;
   test) prepare && check ;;
   bench) prepare && bench ;;
+  nearest) prepare && nearest ;;
   train) prepare && train ;;
   export) prepare && export_weights ;;
   stats) prepare && stats ;;
   *)
-    sed -n '2,16p' "$0" | sed 's/^# \{0,1\}//'
+    sed -n '2,17p' "$0" | sed 's/^# \{0,1\}//'
     exit 2
     ;;
 esac
