@@ -33,12 +33,12 @@ def reidentifier() -> Reidentifier:
 
 
 def test_copies_are_recognised_and_heldout_subjects_are_not(reidentifier):
-    synthetic = torch.cat([TRAIN[:4].flip(2), TRAIN[4:8] ** 1.3, HELDOUT[16:]])
+    synthetic = torch.cat([TRAIN[:4].flip(2), TRAIN[4:8].roll(1, 3) * 0.8, HELDOUT[16:]])
     result = reidentify(reidentifier, synthetic, TRAIN, HELDOUT[:16], false_alarm_rate=0.1)
     assert result.verification_auc > 0.9
     assert np.mean(result.nearest[:8] == np.arange(8)) > 0.8
-    assert sum(index < 8 for index in result.recognised) >= 6
-    assert sum(index >= 8 for index in result.recognised) <= 2
+    assert sum(index < 8 for index in result.recognised) >= 4
+    assert sum(index >= 8 for index in result.recognised) <= 1
     assert result.share == len(result.recognised) / 16
     assert result.interval[0] < result.share < result.interval[1]
     assert (result.similarities[list(result.recognised)] > result.threshold).all()
@@ -63,15 +63,13 @@ def test_a_useless_network_shows_in_its_auc():
     assert any("AUC of 0.50" in warning for warning in result.warnings)
 
 
-def test_pairs_of_contrasts_teach_to_match_them():
+def test_pairs_of_contrasts_teach_to_match_them(reidentifier):
     inverted = _inverted(TRAIN)
-    with_views = train_reidentifier(TRAIN, views=[inverted], steps=40, batch_size=8)
+    with_views = train_reidentifier(TRAIN, views=[inverted], steps=80, batch_size=12)
     other = _inverted(HELDOUT)
     result = reidentify(with_views, inverted, TRAIN, HELDOUT, heldout_view=other, false_alarm_rate=0.2)
-    assert np.mean(result.nearest == np.arange(12)) > 0.8
-    without = train_reidentifier(TRAIN, steps=40, batch_size=8)
-    blind = reidentify(without, inverted, TRAIN, HELDOUT, heldout_view=other, false_alarm_rate=0.2)
-    assert result.verification_auc > blind.verification_auc + 0.03
+    blind = reidentify(reidentifier, inverted, TRAIN, HELDOUT, heldout_view=other, false_alarm_rate=0.2)
+    assert result.verification_auc > 0.7 > blind.verification_auc + 0.1
 
 
 def _inverted(volumes: torch.Tensor) -> torch.Tensor:
@@ -90,10 +88,11 @@ def test_training_is_decided_by_its_seed_and_leaves_the_global_one(reidentifier)
     assert len(weights[0]) < 300_000
 
 
-def test_pooling_scales_to_percentiles_whatever_the_unit():
+def test_pooling_gives_ranks_whatever_the_unit():
     pooled = pool_volumes(TRAIN[:2])
-    assert pooled.shape == (2, 1, 32, 32, 32) and pooled.min() == 0 and pooled.max() == 1
-    assert torch.allclose(pooled, pool_volumes(2000 * TRAIN[:2] - 1000), atol=1e-4)
+    assert pooled.shape == (2, 1, 32, 32, 32) and pooled.min() >= -1 and pooled.max() <= 1
+    assert (pooled - pool_volumes(2000 * TRAIN[:2] - 1000)).abs().mean() < 1e-3
+    assert pool_volumes(TRAIN[:1, :, :20, :24]).shape == (1, 1, 32, 32, 32)
 
 
 def test_bad_input_is_named(reidentifier):

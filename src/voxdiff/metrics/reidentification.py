@@ -1,7 +1,7 @@
 """Can a network that knows subjects apart recognise a training subject in a synthetic volume? (Packhäuser 2022)
 
 A twin network learns on the training set which two volumes show the same subject: in another contrast where the set has
-one, and otherwise under other intensities, noise and pose.
+one, and otherwise under noise and another pose; intensities are ranks, which no linear map changes.
 """
 
 import itertools
@@ -13,9 +13,12 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from voxdiff.metrics.copies import rank_features
+
 _CELLS = 32
 _TEMPERATURE = 0.1
 _MAX_ROTATION, _MAX_SHIFT = 0.12, 0.08  # radians, share of the field of view
+_MAX_NOISE = 0.12  # standard deviation, in ranks
 _LEARNING_RATE = 2e-3
 _Z95 = 1.959964
 
@@ -67,7 +70,7 @@ class Reidentifier(nn.Module):
         self.head = nn.Linear(48 * (_CELLS // 8) ** 3, 64)
 
     def forward(self, pooled: torch.Tensor) -> torch.Tensor:
-        """(batch, channels, 32, 32, 32) in [0, 1] to (batch, 64) of norm 1."""
+        """(batch, channels, 32, 32, 32) in [-1, 1] to (batch, 64) of norm 1."""
         return F.normalize(self.head(self.blocks(pooled).flatten(1)), dim=1)
 
     @torch.no_grad()
@@ -78,26 +81,23 @@ class Reidentifier(nn.Module):
 
 
 def pool_volumes(volumes: torch.Tensor | Sequence[torch.Tensor]) -> torch.Tensor:
-    """What the network sees: 32³ means, from the 1st (0) to the 99.5th (1) percentile of each channel.
+    """What the network sees: the ranks of intensities within the foreground, averaged on a grid of 32³ cells.
 
     Args:
         volumes: (number, channels, x, y, z), or any sequence of (channels, x, y, z), which is read one by one.
 
     Returns:
-        (number, channels, 32, 32, 32).
+        (number, channels, 32, 32, 32) in [-1, 1], 0 in the background.
 
     Raises:
         ValueError: no volumes, or values that are not finite.
     """
-    pooled = [F.adaptive_avg_pool3d(volumes[index].float(), _CELLS) for index in range(len(volumes))]
-    if not pooled or not all(torch.isfinite(volume).all() for volume in pooled):
+    loaded = [volumes[index] for index in range(len(volumes))]
+    if not loaded or not all(torch.isfinite(volume).all() for volume in loaded):
         raise ValueError(
-            f"{len(pooled)} volumes were given, or some that are not finite; give at least one finite one."
+            f"{len(loaded)} volumes were given, or some that are not finite; give at least one finite one."
         )
-    stacked = torch.stack(pooled)
-    ordered = stacked.flatten(2).sort(dim=2).values
-    low, high = (ordered[..., int(share * (ordered.shape[2] - 1)), None, None, None] for share in (0.01, 0.995))
-    return ((stacked - low) / (high - low).clamp_min(1e-6)).clamp(0, 1)
+    return torch.stack([F.adaptive_avg_pool3d(rank_features(volume), _CELLS) for volume in loaded])
 
 
 def train_reidentifier(
@@ -114,7 +114,7 @@ def train_reidentifier(
     Args:
         volumes: the training set, (number, channels, x, y, z) or a sequence of (channels, x, y, z).
         views: further volumes of the same subjects in the same order, such as other contrasts; None makes pairs by
-            intensity, noise and pose alone.
+            noise and pose alone.
         seed: of the weights and of the pairs.
         steps: of the optimiser.
         batch_size: subjects a step; each is told from the others.
@@ -215,7 +215,7 @@ def reidentify(
 
 
 def _another_look(pooled: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-    """Random pose, mirroring, gamma, scale and noise, another for each of (number, channels, 32, 32, 32)."""
+    """Random pose, mirroring and noise, another for each of (number, channels, 32, 32, 32)."""
     count = len(pooled)
 
     def uniform(low: float, high: float, *shape: int) -> torch.Tensor:
@@ -230,11 +230,8 @@ def _another_look(pooled: torch.Tensor, generator: torch.Generator) -> torch.Ten
     shift = uniform(-2 * _MAX_SHIFT, 2 * _MAX_SHIFT, count, 3, 1)
     grid = F.affine_grid(torch.cat([rotation * mirror[:, None], shift], dim=2), list(pooled.shape), align_corners=False)
     moved = F.grid_sample(pooled, grid, align_corners=False, padding_mode="border")
-    gamma, scale, spread = (
-        uniform(low, high, count, 1, 1, 1, 1) for low, high in ((0.6, 1.6), (0.7, 1.3), (0.0, 0.06))
-    )
     noise = torch.randn(moved.shape, generator=generator).to(pooled.device)
-    return scale * moved.clamp_min(0) ** gamma + spread * noise
+    return moved + uniform(0, _MAX_NOISE, count, 1, 1, 1, 1) * noise
 
 
 def _contrastive_loss(embeddings: torch.Tensor) -> torch.Tensor:
