@@ -98,7 +98,7 @@ def test_bad_options_are_one_sentence_and_write_nothing(tmp_path, folders, optio
 def test_different_grids_and_an_output_file(tmp_path, folders):
     other = write_volumes(tmp_path / "other", random_volumes(2, 20))
     result = run(other, folders[1], tmp_path / "out")
-    assert result.exit_code == 1 and "bring both to one grid" in result.output
+    assert result.exit_code == 1 and "bring them to one grid" in result.output
     file = tmp_path / "file"
     file.write_text("")
     assert "is a file; give a folder" in run(*folders, file).output

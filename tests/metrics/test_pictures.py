@@ -19,7 +19,7 @@ def test_every_picture_is_written(tmp_path):
     real, synthetic = volumes(5), volumes(3)
     pictures.save_montage(tmp_path / "a.png", {"real": real, "synthetic": synthetic})
     pictures.save_neighbours(tmp_path / "b.png", synthetic, real, [(0, 1, "0.9"), (2, 0, "0.8")], "training")
-    pictures.save_profiles(tmp_path / "c.png", real, synthetic)
+    pictures.save_profiles(tmp_path / "c.png", real, synthetic, (-1000.0, 1000.0, "HU"))
     features = [FeatureSet(np.random.default_rng(seed).normal(size=(8, 5)), np.arange(8)) for seed in range(2)]
     pictures.save_embedding(tmp_path / "d.png", *features, "toy")
     assert all(is_picture(tmp_path / f"{name}.png") for name in "abcd")

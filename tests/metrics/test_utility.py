@@ -169,7 +169,8 @@ def test_differences_are_paired_by_fold_and_seed(monkeypatch):
     monkeypatch.setattr(utility_module, "classify", lambda *_, **__: 0)
     monkeypatch.setattr(utility_module, "_macro_f1", lambda *_: next(noise))
     pairs = [(torch.zeros(1, 8, 8, 8), kind) for kind in (0, 1, 0)]
-    result = classification_utility(pairs, pairs, pairs, settings=("synthetic", "real"), folds=1, seeds=(0, 1, 2))
+    test = [(torch.ones(1, 8, 8, 8), kind) for kind in (0, 1, 0)]
+    result = classification_utility(pairs, pairs, test, settings=("synthetic", "real"), folds=1, seeds=(0, 1, 2))
     entry = result.summary()["synthetic"]["macro F1"]
     assert entry["value"] == pytest.approx((0.1 + 0.5 + 0.2) / 3)
     assert entry["difference"]["value"] == pytest.approx(-0.2) and entry["difference"]["sd"] == pytest.approx(
@@ -195,12 +196,18 @@ def test_segmentation_ranks_good_labels_over_misplaced_ones():
     assert again.to_dict() == json.loads(json.dumps(result.to_dict()))
 
 
+def test_a_test_image_that_was_trained_on_is_refused():
+    pairs = box_pairs(3)
+    with pytest.raises(ValueError, match=r"1 of the 2 test images are in the synthetic set.*test image 1"):
+        segmentation_utility(box_pairs(2, first=30), pairs, [*box_pairs(1, first=50), pairs[0]], training=TRAINING)
+
+
 def test_regions_join_labels():
-    pairs = [(image, label * 2) for image, label in box_pairs(2)]
+    pairs, test = ([(image, label * 2) for image, label in box_pairs(2, first=first)] for first in (0, 50))
     result = segmentation_utility(
         pairs,
         [],
-        pairs,
+        test,
         regions={"WT": (1, 2), "core": (1,)},
         settings=("real",),
         folds=1,

@@ -40,6 +40,7 @@ def nearest(
 ) -> None:
     """Find the nearest real volume of every synthetic one by MS-SSIM."""
     from voxdiff.metrics.nearest import nearest_by_ms_ssim
+    from voxdiff.metrics.set_checks import require_same_grid, require_same_scale
     from voxdiff.metrics.volume_sets import VolumeSet
 
     console = Console(stderr=True)
@@ -52,6 +53,8 @@ def nearest(
         synthetic_set = VolumeSet.open(synthetic, processor=real_set.processor, **options)
         if top > len(real_set):
             raise ValueError(f"--top is {top} and {real} holds {len(real_set)} volume(s); ask for no more than those.")
+        require_same_grid(synthetic_set, real_set)
+        require_same_scale([synthetic_set], real_set)
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
         with Progress(*columns, console=console) as progress:
             matches = nearest_by_ms_ssim(

@@ -165,14 +165,18 @@ def _image_processor(
     unit: str | None,
 ) -> tuple[Any, str | None]:
     """How all images are brought to [0, 1], chosen from the real training set, and their unit."""
-    from voxdiff.metrics.volume_sources import read_header, standard_processor
+    from voxdiff.metrics.set_checks import require_same_range
+    from voxdiff.metrics.volume_sources import read_header, standard_processor, value_range
 
     units = {unit} | {read_header(subject[image]).unit for found in subjects.values() for subject in found}
     named = sorted(found for found in units if found is not None)
     if len(named) > 1:
         raise ValueError(f"The images are in {' and '.join(named)}; give sets of one unit, and --unit like the files.")
     unit = named[0] if named else None
-    chosen = standard_processor(folders["real"], [subject[image] for subject in subjects["real"]], unit)
+    files = {name: [subject[image] for subject in found] for name, found in subjects.items()}
+    chosen = standard_processor(folders["real"], files["real"], unit)
+    ranges = {name: (str(folders[name]), value_range(paths)) for name, paths in files.items()}
+    require_same_range(chosen, ranges.pop("real"), dict(ranges.values()))
     return replace(chosen, **grid), chosen.unit
 
 

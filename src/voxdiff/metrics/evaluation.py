@@ -26,8 +26,10 @@ from voxdiff.metrics.perceptual import PerceptualBackbone, load_perceptual
 from voxdiff.metrics.protocol import Protocol
 from voxdiff.metrics.report import Report
 from voxdiff.metrics.sections import diversity, factors, pairs, privacy, unpaired
+from voxdiff.metrics.set_checks import clipping_warnings
 from voxdiff.metrics.stages import Stage, no_stage
 from voxdiff.metrics.volume_sets import VolumeSet
+from voxdiff.volumes import VolumeProcessor
 
 
 def evaluate(
@@ -51,8 +53,8 @@ def evaluate(
             which half of `real` is used otherwise.
         masks: folder of masks named as the real volumes: paired metrics are measured inside.
         labels: folders of label maps of the real and of the synthetic volumes: Dice, HD95 and lesion sizes.
-        out: folder for `report.json`, `report.md`, `cases.csv`, the pictures, and `cache/`, from which a killed run
-            goes on.
+        out: folder for `report.json`, `report.md`, `cases.csv`, `neighbours.csv`, the pictures, and `cache/`, from which
+            a killed run goes on.
         name: of the method; the synthetic folder's name by default.
         options: see :class:`EvaluationOptions`.
         on_stage: called with what begins and its number of steps; what it returns is called after each step.
@@ -90,6 +92,7 @@ def evaluate(
         stage=stage,
         report=report,
     )
+    report.warnings += clipping_warnings(sets.synthetic, sets.real)
     run.extract_all()
     run.unpaired()
     run.diversity()
@@ -101,6 +104,8 @@ def evaluate(
         report.save(out)
         if "paired" in report.results:
             write_csv(report.results["paired"]["cases"], out / "cases.csv")
+        if "privacy" in report.results:
+            privacy.write_neighbours(report.results["privacy"]["neighbours"], out / "neighbours.csv")
         run.draw(out)
         report.save(out)
     return report
@@ -239,7 +244,7 @@ class _Run:
         found_real, found_synthetic = (self.features[first.name, plane, which] for which in ("real", "synthetic"))
         pictures.save_embedding(out / "embedding.png", found_real, found_synthetic, first.name)
         captions["embedding.png"] = "Both sets on the principal components of the real features"
-        pictures.save_profiles(out / "profiles.png", real, synthetic)
+        pictures.save_profiles(out / "profiles.png", real, synthetic, _intensity_axis(real.processor))
         captions["profiles.png"] = "Histogram of intensities and power spectrum: mean and 5 to 95 % band"
         if (found := self.report.results.get("privacy")) is not None and self.sets.train is not None:
             closest = [(row["place"], row["train_place"], row["text"]) for row in found["closest"]]
@@ -270,7 +275,8 @@ class _Run:
     def _other_real(self) -> VolumeSet:
         """Reals that the anchors are made of: training volumes, or half of the real ones; as many as synthetic ones."""
         if self.sets.train is not None:
-            return self.sets.train[: len(self.sets.synthetic)]
+            drawn = np.random.default_rng(self.options.seed).permutation(len(self.sets.train))
+            return self.sets.train.subset(np.sort(drawn[: len(self.sets.synthetic)]).tolist())
         return self.sets.real.subset(self._halves()[1][: len(self.sets.synthetic)].tolist())
 
     def _anchors(self) -> dict[str, Sequence[torch.Tensor]]:
@@ -299,3 +305,10 @@ class _Run:
             for which, chosen in zip(("real", "synthetic"), places, strict=True)
         )
         return unpaired.measure_unpaired(extractor.settings(), plane, real, synthetic, real, {}, seed=self.options.seed)
+
+
+def _intensity_axis(rules: VolumeProcessor) -> tuple[float, float, str]:
+    """What 0 and 1 of a prepared volume stand for."""
+    if rules.intensity == "window":
+        return float(rules.low or 0), float(rules.high or 1), rules.unit or "a.u."
+    return 0.0, 1.0, "of each volume's percentiles"

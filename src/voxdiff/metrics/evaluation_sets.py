@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from voxdiff.metrics import anchors
+from voxdiff.metrics import anchors, set_checks
 from voxdiff.metrics.extractors.base import FeatureExtractor
 from voxdiff.metrics.extractors.registry import load_extractor
 from voxdiff.metrics.perceptual import PerceptualBackbone
@@ -18,13 +18,11 @@ from voxdiff.metrics.sections import factors, pairs, subgroups, unpaired
 from voxdiff.metrics.stages import Stage
 from voxdiff.metrics.structural import MS_SSIM_WEIGHTS
 from voxdiff.metrics.volume_sets import VolumeSet
-from voxdiff.metrics.volume_sources import LOWEST_PLAUSIBLE_MR, value_range
 
 Volumes = str | Path | np.ndarray | torch.Tensor | Sequence[np.ndarray]
 
 DEFAULT_EXTRACTOR = "cohort-3d"
 PLANE_EXTRACTOR = "cohort-2d"
-_SCALE_TOLERANCE = 0.1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -120,7 +118,7 @@ def open_sets(
     for volumes, what in ((sets.synthetic, "synthetic"), (sets.train, "training")):
         if volumes is not None:
             unpaired.check_number(len(volumes), what)
-            _require_same_grid(volumes, opened)
+            set_checks.require_same_grid(volumes, opened)
     if sets.train is None:
         unpaired.check_halves(len(sets.real))
     if options.paired:
@@ -138,19 +136,6 @@ def open_sets(
             for found, what in zip(places, ("real", "synthetic"), strict=True):
                 unpaired.check_number(len(found), f"{what} {options.subgroup} {value}")
     return sets
-
-
-def _require_same_grid(volumes: VolumeSet, real: VolumeSet) -> None:
-    found, wanted = volumes.sources[0].header, real.sources[0].header
-    rules = real.processor
-    same_shape = rules.size is not None or found.shape == wanted.shape
-    known = bool(found.spacing_mm and wanted.spacing_mm) and rules.spacing is None
-    if not same_shape or (known and not np.allclose(found.spacing_mm, wanted.spacing_mm, rtol=0.01)):
-        grids = [found.grid(), wanted.grid()]
-        raise ValueError(
-            f"The volumes in {volumes.folder} have {grids[0]} and those in {real.folder} {grids[1]}; bring them to one "
-            "grid with --size and --spacing."
-        )
 
 
 def load_extractors(options: EvaluationOptions, *, need_3d: bool) -> list[FeatureExtractor]:
@@ -187,28 +172,12 @@ def prepare_sets(sets: EvaluationSets, stage: Stage) -> None:
         empty = [name for name, mask in zip(sets.masks.names, sets.masks, strict=True) if not mask.any()]
         if empty:
             raise ValueError(f"{len(empty)} masks in {sets.masks.folder} are empty, such as {empty[0]}; repair them.")
-    if sets.real.processor.intensity == "window":
-        _require_same_scale(sets)
-
-
-def _require_same_scale(sets: EvaluationSets) -> None:
-    """A window cuts off what lies beyond it: sets on another scale would be measured as saturated."""
-    low, high = float(sets.real.processor.low or 0), float(sets.real.processor.high or 1)
-    is_hu = sets.real.processor.unit == "HU"
-    real_lowest = value_range([source.volume for source in sets.real.sources])[0] if is_hu else 0.0
-    for volumes in filter(None, (sets.synthetic, sets.train)):
-        found = value_range([source.volume for source in volumes.sources])
-        if is_hu:
-            if real_lowest < LOWEST_PLAUSIBLE_MR <= found[0]:
-                raise ValueError(
-                    f"The volumes in {volumes.folder} begin at {found[0]:g} and the real ones at {real_lowest:g} HU; give "
-                    "both sets in HU."
-                )
-        elif found[0] < low - _SCALE_TOLERANCE or found[1] > high + _SCALE_TOLERANCE:
-            raise ValueError(
-                f"The volumes in {volumes.folder} go from {found[0]:g} to {found[1]:g} and the real ones from {low:g} "
-                f"to {high:g}; bring both sets to one scale."
-            )
+    others = [volumes for volumes in (sets.synthetic, sets.train) if volumes is not None]
+    set_checks.require_same_scale(others, sets.real)
+    for volumes in others:
+        set_checks.require_same_prepared_grid(volumes, sets.real)
+    if sets.train is not None:
+        set_checks.require_disjoint(sets.real, sets.train)
 
 
 def make_protocol(

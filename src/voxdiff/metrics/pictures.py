@@ -78,17 +78,27 @@ def save_embedding(path: Path, real: FeatureSet, synthetic: FeatureSet, extracto
     _save(figure, path)
 
 
-def save_profiles(path: Path, real: Sequence[torch.Tensor], synthetic: Sequence[torch.Tensor]) -> None:
-    """Histogram of the intensities and radial power spectrum of both sets: mean over volumes, and their 5-95 % band."""
+def save_profiles(
+    path: Path, real: Sequence[torch.Tensor], synthetic: Sequence[torch.Tensor], intensity: tuple[float, float, str]
+) -> None:
+    """Histogram of the intensities and radial power spectrum of both sets: mean over volumes, and their 5-95 % band.
+
+    Args:
+        path: the picture.
+        real: volumes (1, x, y, z) in [0, 1].
+        synthetic: the same.
+        intensity: what 0 and 1 stand for, and the unit.
+    """
+    low, high, unit = intensity
     figure, (left, right) = _figure(2, (9.6, 3.8))
     for volumes, colour, name in ((real, REAL, "real"), (synthetic, SYNTHETIC, "synthetic")):
         chosen = _spread(volumes, _PROFILE_VOLUMES)
         edges = np.linspace(0, 1, 65)
         histograms = np.stack([np.histogram(volume.numpy(), edges)[0] / volume.numel() for volume in chosen])
-        _band(left, (edges[1:] + edges[:-1]) / 2, histograms, colour, name)
+        _band(left, low + (high - low) * (edges[1:] + edges[:-1]) / 2, histograms, colour, name)
         spectra = [radial_power_spectrum(volume[0].numpy()) for volume in chosen]
         _band(right, spectra[0][0], np.stack([power for _, power in spectra]), colour, name)
-    for axis, label in ((left, "intensity (prepared, 0 to 1)"), (right, "spatial frequency (cycles per voxel)")):
+    for axis, label in ((left, f"intensity ({unit})"), (right, "spatial frequency (cycles per voxel)")):
         axis.set_yscale("log")
         axis.set_xlabel(label, fontsize=8)
         axis.legend(fontsize=8)

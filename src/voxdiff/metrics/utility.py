@@ -21,7 +21,14 @@ from voxdiff.metrics.downstream import (
 )
 from voxdiff.metrics.segmentation import segmentation_metrics
 from voxdiff.metrics.utility_result import UtilityResult
-from voxdiff.metrics.utility_runs import Design, Pairs, check_pairs, require_one_grid, run_experiment
+from voxdiff.metrics.utility_runs import (
+    Design,
+    Pairs,
+    check_pairs,
+    require_one_grid,
+    require_unseen_test,
+    run_experiment,
+)
 
 DEFAULT_SETTINGS = ("real", "synthetic", "real+synthetic")
 MEDDIFFUSION_SETTINGS = ("100S", "50R+50S", "100R", "100R+50S", "100R+100S")
@@ -71,6 +78,7 @@ def segmentation_utility(
         raise ValueError("No label map holds a label above 0; give label maps with something to find.")
     if design.training.patch_size is None:
         require_one_grid(sets)
+    require_unseen_test(sets)
     wanted = dict(regions or {f"label {value}": (value,) for value in range(1, num_labels)})
 
     def train_and_test(examples: Any, seed: int, on_step: Callable[[], None]) -> dict[str, float]:
@@ -133,6 +141,7 @@ def classification_utility(
     if num_classes < 2:
         raise ValueError("Every volume is of class 0; give at least two classes.")
     require_one_grid(sets)
+    require_unseen_test(sets)
     truth = [int(test[index][1]) for index in range(len(test))]
 
     def train_and_test(examples: Any, seed: int, on_step: Callable[[], None]) -> dict[str, float]:

@@ -50,12 +50,14 @@ class CheckedPairs:
         sha256: of all voxels and targets in their order.
         grids: of the images.
         highest: the largest label or class.
+        images: SHA-256 of each image's voxels.
     """
 
     pairs: Pairs
     sha256: str
     grids: frozenset[tuple[int, ...]]
     highest: int
+    images: tuple[str, ...]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -117,7 +119,7 @@ def check_pairs(pairs: Pairs, name: str, highest_of: Callable[[torch.Tensor, Any
     Raises:
         ValueError: an image or a target cannot be used.
     """
-    digest, grids, highest = hashlib.sha256(), set(), 0
+    digest, grids, highest, images = hashlib.sha256(), set(), 0, []
     for index in range(len(pairs)):
         image, target = pairs[index]
         where = f"The {name} image {index}"
@@ -128,10 +130,22 @@ def check_pairs(pairs: Pairs, name: str, highest_of: Callable[[torch.Tensor, Any
             raise ValueError(f"{where} runs from {low:g} to {high:g}; bring it to [0, 1] first.")
         highest = max(highest, highest_of(image, target, where))
         grids.add(tuple(image.shape[1:]))
+        images.append(hashlib.sha256(image.float().contiguous().numpy().tobytes()).hexdigest())
         for tensor in (image.float(), torch.as_tensor(target, dtype=torch.int64)):
             digest.update(f"{tuple(tensor.shape)}".encode())
             digest.update(tensor.contiguous().numpy().tobytes())
-    return CheckedPairs(pairs, digest.hexdigest(), frozenset(grids), highest)
+    return CheckedPairs(pairs, digest.hexdigest(), frozenset(grids), highest, tuple(images))
+
+
+def require_unseen_test(sets: Mapping[str, CheckedPairs]) -> None:
+    """Raise ValueError if an image of the test set is one of the real or synthetic ones, voxel by voxel."""
+    for name in ("real", "synthetic"):
+        shared = [place for place, image in enumerate(sets["test"].images) if image in set(sets[name].images)]
+        if shared:
+            raise ValueError(
+                f"{len(shared)} of the {len(sets['test'].images)} test images are in the {name} set, too (the first is test "
+                f"image {shared[0]}); test on subjects that neither a training set nor the generator has seen."
+            )
 
 
 def require_one_grid(sets: Mapping[str, CheckedPairs]) -> None:

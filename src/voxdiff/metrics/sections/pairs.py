@@ -139,6 +139,7 @@ def measure_pairs(
         "summary": summarize(cases, seed=seed),
         "unit": real.processor.unit,
         "data_range": _data_range(real.processor),
+        "rule": real.processor.intensity,
         "inside_masks": masks is not None,
         "perceptual": perceptual.name if perceptual else None,
     }
@@ -188,8 +189,12 @@ def markdown(data: dict[str, Any]) -> str:
         spread = f"{number(found['mean'])} ± {number(found['sd'])}"
         rows.append([label, spread, f"{number(found['low'])} to {number(found['high'])}", str(found["n"])])
     scales = data["summary"]["ms_ssim_scales"]["mean"]
+    notes = {
+        "percentile": " Each volume was scaled by its own percentiles: a wrong global intensity or offset does not show.",
+        "window": " Values beyond the window were cut off before." if data["unit"] == "HU" else "",
+    }
     return (
         f"## Pairs\n\n{table(['metric', 'mean ± sd of a case', '95 % interval of the mean', 'cases'], rows)}\n"
         f"Measured {where}; data range {number(data['data_range'])} {data['unit']}; {scales:.0f} scales in the "
-        "multi-scale metrics. Every case is in `cases.csv`.\n"
+        f"multi-scale metrics. Every case is in `cases.csv`.{notes.get(data['rule'], '')}\n"
     )

@@ -1,5 +1,6 @@
 """Privacy: how near synthetic volumes come to training volumes, beside how near held-out real volumes do."""
 
+import csv
 import hashlib
 import json
 from pathlib import Path
@@ -13,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from voxdiff.metrics.copies import copy_distances
 from voxdiff.metrics.manifold import rarity_scores
 from voxdiff.metrics.markdown import number, table
-from voxdiff.metrics.nearest import nearest_by_ms_ssim
+from voxdiff.metrics.nearest import Matches, nearest_by_ms_ssim
 from voxdiff.metrics.privacy import (
     MemorisationTest,
     average_minimum_cosine_distance,
@@ -28,6 +29,7 @@ from voxdiff.volumes import atomic_path
 CLOSEST = 6
 """Synthetic volumes that are listed and drawn beside their nearest training volume."""
 
+_COPY_RATIO = 0.5  # planted copies lie below, held-out volumes near 1
 _COPIES_VERSION = 1  # of the cached distances
 
 
@@ -68,15 +70,23 @@ def measure_privacy(
         _most_similar(volumes, train, ms_ssim_settings, cache_dir, device, advance) for volumes in (synthetic, heldout)
     )
     warnings = [f"Memorisation: {warning}" for warning in test.warnings]
+    can_judge = float(found_heldout["ratios"].median()) > _COPY_RATIO
+    if not can_judge:
+        warnings.append("Copies: the held-out volumes lie as near to training volumes as copies do; hold others out.")
+    neighbours = _neighbours(found, similar, features, synthetic, train)
     data: dict[str, Any] = {
         "memorisation": _plain_test(test),
         "copies": {
-            "count": len(test.copies),
+            "count": len(test.copies) if can_judge else None,
             "names": [synthetic.names[place] for place in test.copies],
             "expected_false_alarms": test.expected_false_alarms,
         },
-        "closest": _closest(found, similar, synthetic, train),
-        "nearest_ms_ssim": {"synthetic": _spread(similar.numpy()), "held out": _spread(similar_heldout.numpy())},
+        "closest": [{**row, "text": f"ratio {row['ratio']:.2f}"} for row in neighbours[:CLOSEST]],
+        "neighbours": neighbours,
+        "nearest_ms_ssim": {
+            "synthetic": _spread(similar.similarity.numpy()),
+            "held out": _spread(similar_heldout.similarity.numpy()),
+        },
         "features": {"extractor": extractor, **_in_features(*features)},
     }
     if with_reidentification:
@@ -117,19 +127,25 @@ def _most_similar(
     cache_dir: Path | None,
     device: str,
     advance: Any,
-) -> torch.Tensor:
-    """MS-SSIM of each volume with its nearest training volume."""
+) -> Matches:
+    """The training volumes nearest to each volume."""
     matches = nearest_by_ms_ssim(volumes, train, **settings, device=device, cache_dir=cache_dir)
     advance()
-    return matches.similarity
+    return matches
 
 
-def _closest(
-    found: dict[str, torch.Tensor], similar: torch.Tensor, synthetic: VolumeSet, train: VolumeSet
+def _neighbours(
+    found: dict[str, torch.Tensor],
+    similar: Matches,
+    features: tuple[np.ndarray, np.ndarray, np.ndarray],
+    synthetic: VolumeSet,
+    train: VolumeSet,
 ) -> list[dict[str, Any]]:
+    """The nearest training volume of every synthetic one by each distance, suspected copies first."""
+    feature_distances, feature_nearest = nearest_neighbours(features[0], features[2])
     rows = []
-    for place in found["ratios"].argsort(stable=True)[:CLOSEST].tolist():
-        nearest, ratio = int(found["nearest"][place]), float(found["ratios"][place])
+    for place in found["ratios"].argsort(stable=True).tolist():
+        nearest = int(found["nearest"][place])
         rows.append(
             {
                 "place": place,
@@ -137,12 +153,22 @@ def _closest(
                 "synthetic": synthetic.names[place],
                 "training": train.names[nearest],
                 "distance": float(found["distances"][place]),
-                "ratio": ratio,
-                "ms_ssim": float(similar[place]),
-                "text": f"ratio {ratio:.2f}",
+                "ratio": float(found["ratios"][place]),
+                "nearest_by_ms_ssim": train.names[int(similar.index[place])],
+                "ms_ssim": float(similar.similarity[place]),
+                "nearest_in_features": train.names[int(feature_nearest[place])],
+                "feature_distance": float(feature_distances[place]),
             }
         )
     return rows
+
+
+def write_neighbours(rows: list[dict[str, Any]], path: Path) -> None:
+    """One row a synthetic volume: its nearest training volume by copy distance, MS-SSIM and features."""
+    with atomic_path(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
 
 
 def _in_features(synthetic: np.ndarray, heldout: np.ndarray, train: np.ndarray) -> dict[str, Any]:
@@ -199,18 +225,18 @@ def markdown(data: dict[str, Any]) -> str:
         [f"AMD ({space['extractor']})", *(number(space["amd"][name]) for name in ("synthetic", "held out"))],
     ]
     closest = [
-        [row["synthetic"], row["training"], number(row["distance"]), number(row["ratio"]), number(row["ms_ssim"])]
+        [
+            *(row["synthetic"], row["training"], number(row["distance"]), number(row["ratio"])),
+            *(row["nearest_by_ms_ssim"], number(row["ms_ssim"])),
+        ]
         for row in data["closest"]
     ]
     rarity = space["rarity"]
     parts = [
         "## Privacy\n",
-        f"**{data['copies']['count']} suspected copies** of training volumes among {test['num_synthetic']} "
-        f"({number(data['copies']['expected_false_alarms'])} expected by chance; {len(test['heldout_below'])} of the "
-        f"{test['num_heldout']} held-out volumes lie below the same threshold {number(test['threshold'])}). Nearer to the "
-        f"training set than held-out volumes are: AUC {number(test['auc'])} (0.5 for equals), p = "
-        f"{number(test['p_value'])}; in {space['extractor']} features AUC {number(space['memorisation']['auc'])}, p = "
-        f"{number(space['memorisation']['p_value'])}.\n",
+        f"{_copies_sentence(data, test)} Nearer to the training set than held-out volumes are: AUC {number(test['auc'])} "
+        f"(0.5 for equals), p = {number(test['p_value'])}; in {space['extractor']} features AUC "
+        f"{number(space['memorisation']['auc'])}, p = {number(space['memorisation']['p_value'])}.\n",
         table(["", "synthetic", "held out"], rows),
         f"Rarity score (smallest real ball of 3 neighbours around a volume): mean {number(rarity['mean'])}, undefined "
         f"(outside of all balls) for {number(rarity['undefined_share'])} of the volumes.\n",
@@ -222,9 +248,21 @@ def markdown(data: dict[str, Any]) -> str:
             f"held-out ones; the network tells held-out subjects apart with AUC {number(found['verification_auc'])}.\n"
         )
     parts.append(
-        table(["nearest pairs", "training volume", "copy distance", "ratio", "best MS-SSIM with any"], closest)
+        table(["nearest pairs", "training volume", "copy distance", "ratio", "nearest by MS-SSIM", "MS-SSIM"], closest)
+        + "\nEvery synthetic volume with its nearest by copy distance, MS-SSIM and features is in `neighbours.csv`.\n"
     )
     return "\n".join(parts)
+
+
+def _copies_sentence(data: dict[str, Any], test: dict[str, Any]) -> str:
+    if data["copies"]["count"] is None:
+        return "**Copies cannot be judged**: the held-out volumes lie as near to training volumes as copies do."
+    return (
+        f"**{data['copies']['count']} suspected copies** of training volumes among {test['num_synthetic']} "
+        f"({number(data['copies']['expected_false_alarms'])} expected at a nominal {100 * test['false_alarm_rate']:g} %; "
+        f"{len(test['heldout_below'])} of the {test['num_heldout']} held-out volumes lie below the same threshold "
+        f"{number(test['threshold'])})."
+    )
 
 
 def _mean(spread: dict[str, float]) -> str:
