@@ -1,5 +1,6 @@
 import json
 import math
+from dataclasses import asdict, replace
 
 import numpy as np
 import pytest
@@ -7,6 +8,7 @@ import pytest
 from voxdiff.metrics.comparison import compare_reports
 from voxdiff.metrics.evaluation import evaluate
 from voxdiff.metrics.evaluation_sets import EvaluationOptions
+from voxdiff.metrics.factor_distances import factor_distances
 from voxdiff.metrics.report import Report
 
 
@@ -39,6 +41,33 @@ def test_one_table_of_all_methods_with_paired_differences(reports):
     (line,) = [line for line in text.splitlines() if line.startswith("| PSNR (dB) |")]
     clean, noisy = (report.results["paired"]["summary"]["psnr"]["mean"] for report in reports)
     assert f"{clean - noisy:.3f}" in line
+
+
+def test_a_factor_that_is_constant_among_the_reals_is_a_dash(reports):
+    compared = []
+    for report in reports:
+        generator = np.random.default_rng(0)
+        sets = [
+            [
+                {"components": 1, "sharpness": 14 * (1 + 1e-16 * place), "volume": generator.normal()}
+                for place in range(8)
+            ],
+            [{"components": place, "sharpness": 14 + place, "volume": generator.normal()} for place in range(8)],
+        ]
+        found = {name: asdict(distance) for name, distance in factor_distances(*sets).items()}
+        compared.append(replace(report, results={**report.results, "factors": {"kind": None, "factors": found}}))
+    text = compare_reports(compared)
+    (floor,) = [line for line in text.splitlines() if line.startswith("| *real halves* |")]
+    assert floor.startswith("| *real halves* | - | - | ") and not floor.endswith("| - |")
+    (row,) = [line for line in compared[0].to_markdown().splitlines() if line.startswith("| components |")]
+    assert row.endswith("| - | - |")
+    assert "nan" not in compared[0].to_markdown()
+
+
+def test_diversity_stands_beside_its_anchors(reports):
+    section = compare_reports(reports).split("## Diversity")[1].split("\n## ")[0]
+    for anchor in ("real", "blurred real", "mean image", "one repeated"):
+        assert f"| *{anchor}* |" in section
 
 
 def test_reports_on_disk_are_compared_too(reports, tmp_path):

@@ -215,7 +215,8 @@ def test_bad_input_is_one_sentence_before_any_work(folders, tmp_path, monkeypatc
         ((real, synthetic), {"out": tmp_path / "one" / "a.nii.gz"}, {}, "is a file"),
         ((real, synthetic), {}, {"device": "warp"}, "device 'warp' is unknown"),
         ((real, real), {"masks": tmp_path / "empty-masks"}, {"paired": True}, "24 masks.*are empty"),
-        ((tmp_path / "hu", tmp_path / "unnamed"), {}, {}, "give both sets in HU"),
+        ((tmp_path / "hu", tmp_path / "unnamed"), {}, {}, "name the right unit"),
+        ((real, synthetic), {"train": real}, {}, "24 of the 24 held-out volumes.*are in the training set"),
     ]
     for sets, arguments, options, words in cases:
         with pytest.raises((ValueError, FileNotFoundError), match=words) as error:
@@ -255,3 +256,14 @@ def test_the_order_of_the_training_volumes_is_part_of_the_protocol(folders):
         for train in (volumes["train"], volumes["train"][::-1])
     }
     assert len(hashes) == 2
+
+
+def test_a_subgroup_that_the_generator_never_makes_is_warned_about(folders, tmp_path):
+    for name, split, values in (("real", "test", "MF" * 7), ("synthetic", "val", "M" * 14)):
+        write_cohort_volumes(tmp_path / name, CohortDataset(14, split=split, size=SIZE))
+        rows = [f"case-{place:02d}.nii.gz,{value}" for place, value in enumerate(values)]
+        (tmp_path / name / "metadata.csv").write_text("file_name,sex\n" + "\n".join(rows))
+    options = EvaluationOptions(subgroup="sex", pairs=3)
+    found = evaluate(tmp_path / "real", tmp_path / "synthetic", options=options)
+    assert set(found.subgroups) == {"M"} and "needs 14 real volumes" in found.to_markdown()
+    assert any("sex F has 7 of the 14 real and 0 of the 14 synthetic" in warning for warning in found.warnings)

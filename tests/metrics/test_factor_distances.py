@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from voxdiff.metrics.factor_distances import factor_distances
+from voxdiff.metrics.factor_distances import factor_distances, relative_to_spread
 
 
 @pytest.fixture
@@ -55,7 +55,39 @@ def test_intervals_hold_the_truth(generator):
 def test_constant_factors_have_no_relative_values():
     found = factor_distances(rows(components=[1] * 5), rows(components=[1, 1, 2, 2, 1]))["components"]
     assert found.wasserstein.estimate == pytest.approx(0.4)
-    assert np.isnan(found.spread_ratio.estimate) and np.isnan(found.wasserstein_in_sd.estimate)
+    for ratio in (found.spread_ratio, found.wasserstein_in_sd):
+        assert (ratio.estimate, ratio.low, ratio.high, ratio.standard_error) == (None,) * 4
+
+
+@pytest.mark.parametrize("level", [14.0, -0.1, 1e6])
+def test_a_spread_of_rounding_is_none(generator, level):
+    real = level * (1 + 1e-15 * generator.normal(size=30))
+    found = factor_distances(rows(x=real), rows(x=level + generator.normal(size=30)))["x"]
+    assert 0 < found.real_sd < 1e-8
+    assert found.spread_ratio.estimate is None and found.wasserstein_in_sd.estimate is None
+    assert found.wasserstein.low > 0
+
+
+def test_a_narrow_spread_is_still_measured(generator):
+    values = 1000 + 0.01 * generator.normal(size=30)
+    found = factor_distances(rows(x=values), rows(x=1000 + 3 * (values - 1000)))["x"]
+    assert found.spread_ratio.low < 3 == pytest.approx(found.spread_ratio.estimate)
+    assert relative_to_spread(2.0, 4.0, 0.0) == 0.5 and relative_to_spread(2.0, 0.0, 0.0) is None
+
+
+def test_a_spread_that_hangs_on_one_volume_gives_a_ratio_without_interval(generator):
+    found = factor_distances(rows(x=[1] * 59 + [2]), rows(x=generator.normal(1, 1, size=60)))["x"]
+    assert found.spread_ratio.estimate > 1 and found.wasserstein_in_sd.estimate > 1
+    assert found.spread_ratio.low is found.spread_ratio.high is found.wasserstein_in_sd.low is None
+    assert found.wasserstein.low < found.wasserstein.estimate < found.wasserstein.high
+
+
+def test_intervals_end_at_zero(generator):
+    equal = generator.normal(size=12)
+    alike = factor_distances(rows(x=equal), rows(x=equal))["x"]
+    assert alike.wasserstein.low == alike.wasserstein_in_sd.low == 0 < alike.wasserstein.high
+    wild = factor_distances(rows(x=equal), rows(x=[0] * 11 + [5]))["x"]
+    assert wild.spread_ratio.low == 0 < wild.spread_ratio.estimate < wild.spread_ratio.high
 
 
 def test_seed_decides(generator):

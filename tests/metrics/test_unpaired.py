@@ -56,6 +56,18 @@ def test_another_reference_for_the_anchors_gives_a_second_row():
     assert half["n_reference"] == half["n"] == 10 and half["fid"] == data["rows"]["real"]["fid"]
 
 
+def test_without_anchors_the_floor_is_that_of_the_real_halves():
+    real, synthetic = features(30), features(12, shift=2, seed=1)
+    rows = measure(real, synthetic)["rows"]
+    assert list(rows) == [unpaired.SYNTHETIC, unpaired.SYNTHETIC_HALF, "real"]
+    for name in (unpaired.SYNTHETIC_HALF, "real"):
+        assert (rows[name]["n_reference"], rows[name]["n"]) == (15, 12)
+    assert rows["real"]["fid"]["value"] < rows[unpaired.SYNTHETIC_HALF]["fid"]["value"] / 2
+    few = measure(features(13), synthetic)
+    assert list(few["rows"]) == [unpaired.SYNTHETIC] and "needs 14 real volumes" in unpaired.markdown([few])
+    assert "needs 14" not in unpaired.markdown([measure(real, synthetic)])
+
+
 def test_few_volumes_are_warned_about_and_fewer_refused():
     assert any("rank-deficient" in warning for warning in measure(features(8, dim=9), features(8, dim=9))["warnings"])
     assert measure(features(150), features(150, seed=1))["warnings"] == []

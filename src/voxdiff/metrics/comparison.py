@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from voxdiff.metrics.factor_distances import relative_to_spread
 from voxdiff.metrics.markdown import estimate, interval, number, table
 from voxdiff.metrics.paired import compare_paired
 from voxdiff.metrics.protocol import protocol_differences
@@ -92,7 +93,11 @@ def _diversity_table(found: Sequence[dict[str, Any]], names: Sequence[str]) -> s
         [name, *(estimate(data[measure]["synthetic"]) for measure in measures)]
         for name, data in zip(names, found, strict=True)
     ]
-    rows.append(["*real*", *(estimate(found[0][measure].get("real")) for measure in measures)])
+    rows += [
+        [f"*{anchor}*", *(estimate(found[0][measure].get(anchor)) for measure in measures)]
+        for anchor in found[0]["ms_ssim"]
+        if anchor != "synthetic"
+    ]
     return f"## Diversity\n\n{table(['method', *measures], rows)}"
 
 
@@ -102,9 +107,11 @@ def _factor_table(found: Sequence[dict[str, Any]], names: Sequence[str]) -> str:
         [name, *(interval(data[factor]["wasserstein_in_sd"]) for factor in factors)]
         for name, data in zip(names, found, strict=True)
     ]
-    rows.append(
-        ["*real halves*", *(number(found[0][factor]["floor"] / found[0][factor]["real_sd"]) for factor in factors)]
-    )
+    floors = [
+        relative_to_spread(data["floor"], data["real_sd"], data["real_mean"])
+        for data in (found[0][factor] for factor in factors)
+    ]
+    rows.append(["*real halves*", *map(number, floors)])
     header = ["Wasserstein distance in sd", *factors]
     return f"## Factors\n\n{table(header, rows)}"
 

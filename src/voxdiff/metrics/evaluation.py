@@ -25,7 +25,7 @@ from voxdiff.metrics.paired import write_csv
 from voxdiff.metrics.perceptual import PerceptualBackbone, load_perceptual
 from voxdiff.metrics.protocol import Protocol
 from voxdiff.metrics.report import Report
-from voxdiff.metrics.sections import diversity, factors, pairs, privacy, unpaired
+from voxdiff.metrics.sections import diversity, factors, pairs, privacy, subgroups, unpaired
 from voxdiff.metrics.set_checks import clipping_warnings
 from voxdiff.metrics.stages import Stage, no_stage
 from voxdiff.metrics.volume_sets import VolumeSet
@@ -93,6 +93,8 @@ def evaluate(
         report=report,
     )
     report.warnings += clipping_warnings(sets.synthetic, sets.real)
+    if options.subgroup is not None:
+        report.warnings += subgroups.one_sided(options.subgroup, sets.real, sets.synthetic)
     run.extract_all()
     run.unpaired()
     run.diversity()

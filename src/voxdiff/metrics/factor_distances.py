@@ -1,7 +1,8 @@
 """How far measured factors (brain volume, lesion size, …) of a synthetic set are distributed from those of a real one."""
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -9,6 +10,24 @@ import numpy as np
 from voxdiff.metrics.intervals import Interval, jackknife_interval
 
 _SPLITS = 100  # random halves of the real set
+_CONSTANT = 1e-6  # standard deviation over the mean below which a factor varies by rounding (of float32 voxels) only
+
+
+@dataclass(frozen=True)
+class Ratio:
+    """A number in units of the real set's standard deviation.
+
+    Attributes:
+        estimate: None where the real set does not vary.
+        low: lower end of the 95 % interval, at least 0; None where the variation hangs on a few of the volumes.
+        high: upper end.
+        standard_error: of the estimate.
+    """
+
+    estimate: float | None
+    low: float | None
+    high: float | None
+    standard_error: float | None
 
 
 @dataclass(frozen=True)
@@ -17,8 +36,8 @@ class FactorDistance:
 
     Attributes:
         wasserstein: Wasserstein-1 distance in the factor's unit.
-        wasserstein_in_sd: the same in the real set's standard deviations; NaN where that is 0.
-        spread_ratio: standard deviation of the synthetic set over that of the real one; NaN where that is 0.
+        wasserstein_in_sd: the same in the real set's standard deviations.
+        spread_ratio: standard deviation of the synthetic set over that of the real one.
         real_mean: in the factor's unit.
         synthetic_mean: in the factor's unit.
         real_sd: standard deviation over N − 1, in the factor's unit.
@@ -29,8 +48,8 @@ class FactorDistance:
     """
 
     wasserstein: Interval
-    wasserstein_in_sd: Interval
-    spread_ratio: Interval
+    wasserstein_in_sd: Ratio
+    spread_ratio: Ratio
     real_mean: float
     synthetic_mean: float
     real_sd: float
@@ -44,8 +63,8 @@ def factor_distances(
 ) -> dict[str, FactorDistance]:
     """Compare the distributions of each factor, with 95 % jackknife intervals (20 blocks) and a real-real floor.
 
-    Intervals hold the expected value for so many samples; a Wasserstein distance is above 0 for equal distributions,
-    which is why the floor stands beside it.
+    Intervals hold the expected value for so many samples and end at 0; a Wasserstein distance is above 0 for equal
+    distributions, which is why the floor stands beside it.
 
     Args:
         real: one mapping of factor names to values for each volume, such as `asdict(brain_factors(...))`; at least 4.
@@ -65,6 +84,11 @@ def factor_distances(
     return {
         name: _compare(_values(real, name), _values(synthetic, name), seed) for name in _shared_names(real, synthetic)
     }
+
+
+def relative_to_spread(value: float, spread: float, mean: float) -> float | None:
+    """A value in standard deviations of values with such a mean; None where they vary by rounding only."""
+    return float(value / spread) if spread > _CONSTANT * abs(mean) else None
 
 
 def _shared_names(*sets: Sequence[Mapping[str, float]]) -> list[str]:
@@ -92,14 +116,11 @@ def _values(factors: Sequence[Mapping[str, float]], name: str) -> np.ndarray:
 def _compare(real: np.ndarray, synthetic: np.ndarray, seed: int) -> FactorDistance:
     distance = _wasserstein()
     halves = _half_distances(real, seed)
-
-    def interval(statistic: Any) -> Interval:
-        return jackknife_interval(statistic, real, synthetic, seed=seed)
-
+    found = jackknife_interval(distance, real, synthetic, seed=seed)
     return FactorDistance(
-        wasserstein=interval(distance),
-        wasserstein_in_sd=interval(lambda real, synthetic: _ratio(distance(real, synthetic), real.std(ddof=1))),
-        spread_ratio=interval(lambda real, synthetic: _ratio(synthetic.std(ddof=1), real.std(ddof=1))),
+        wasserstein=replace(found, low=max(0.0, found.low)),
+        wasserstein_in_sd=_ratio(distance, real, synthetic, seed),
+        spread_ratio=_ratio(lambda _, synthetic: synthetic.std(ddof=1), real, synthetic, seed),
         real_mean=float(real.mean()),
         synthetic_mean=float(synthetic.mean()),
         real_sd=float(real.std(ddof=1)),
@@ -118,8 +139,19 @@ def _half_distances(values: np.ndarray, seed: int) -> np.ndarray:
     return np.array([distance(order[:half], order[half : 2 * half]) for order in shuffled])
 
 
-def _ratio(value: float, spread: float) -> float:
-    return float(value / spread) if spread > 0 else float("nan")
+def _ratio(
+    statistic: Callable[[np.ndarray, np.ndarray], float], real: np.ndarray, synthetic: np.ndarray, seed: int
+) -> Ratio:
+    """A statistic of both sets, 0 or more, over the standard deviation of the real one."""
+
+    def ratio(real: np.ndarray, synthetic: np.ndarray) -> float:
+        found = relative_to_spread(statistic(real, synthetic), real.std(ddof=1), real.mean())
+        return math.nan if found is None else found
+
+    found = jackknife_interval(ratio, real, synthetic, seed=seed)
+    if math.isnan(found.standard_error):
+        return Ratio(None if math.isnan(found.estimate) else found.estimate, None, None, None)
+    return Ratio(found.estimate, max(0.0, found.low), found.high, found.standard_error)
 
 
 def _wasserstein() -> Any:

@@ -12,13 +12,13 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def number(value: Any) -> str:
-    """A number with three to four digits that matter; a dash for none."""
-    if value is None:
+    """A number with three to four digits that matter; a dash for none and for NaN."""
+    if value is None or math.isnan(value):
         return "-"
     if isinstance(value, int):
         return str(value)
-    if math.isinf(value) or math.isnan(value):
-        return "∞" if value == math.inf else str(value)
+    if math.isinf(value):
+        return "∞" if value > 0 else "-∞"
     if value and abs(value) < 1e-3:
         return f"{value:.1e}"
     return f"{value:.4f}" if abs(value) < 1 else f"{value:.3f}" if abs(value) < 100 else f"{value:.0f}"

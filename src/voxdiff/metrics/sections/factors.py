@@ -90,5 +90,6 @@ def markdown(data: dict[str, Any]) -> str:
         f"## Factors\n\n{table(header, rows)}\n"
         "Mean ± standard deviation over the set; Wasserstein-1 distance of the distributions in the factor's unit and in "
         "standard deviations of the real set; the floor is that of random halves of the real set; a spread ratio below 1 "
-        "means less variety than among the real volumes.\n"
+        "means less variety than among the real volumes. A dash: the real set does not vary; a ratio without an interval: "
+        "its variation hangs on a few volumes.\n"
     )

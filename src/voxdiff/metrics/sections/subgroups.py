@@ -1,6 +1,7 @@
 """Subgroups of both sets, by a column of their metadata.csv: is the generator as good for everyone?"""
 
 import csv
+from collections import Counter
 from pathlib import Path
 
 from voxdiff.metrics.volume_sets import VolumeSet
@@ -8,6 +9,8 @@ from voxdiff.metrics.volume_sets import VolumeSet
 
 def find_subgroups(column: str, real: VolumeSet, synthetic: VolumeSet) -> dict[str, tuple[list[int], list[int]]]:
     """Places of the real and of the synthetic volumes by the value of a column, for values that both sets have.
+
+    :func:`one_sided` names the others.
 
     Raises:
         FileNotFoundError: a folder has no metadata.csv.
@@ -22,6 +25,16 @@ def find_subgroups(column: str, real: VolumeSet, synthetic: VolumeSet) -> dict[s
         )
     places = [{value: [i for i, v in enumerate(found) if v == value] for value in shared} for found in values]
     return {value: (places[0][value], places[1][value]) for value in shared}
+
+
+def one_sided(column: str, real: VolumeSet, synthetic: VolumeSet) -> list[str]:
+    """One sentence for each value of a column that only one of the sets has; errors as for :func:`find_subgroups`."""
+    counts = [Counter(_column(volumes, column)) for volumes in (real, synthetic)]
+    return [
+        f"The subgroup {column} {value} has {counts[0][value]} of the {len(real)} real and {counts[1][value]} of the "
+        f"{len(synthetic)} synthetic volumes: only one set has it, so that it is not measured."
+        for value in sorted({*counts[0]} ^ {*counts[1]})
+    ]
 
 
 def _column(volumes: VolumeSet, column: str) -> list[str]:

@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 
 from voxdiff.metrics import fidelity, intervals, manifold
+from voxdiff.metrics.anchors import ANCHORS, random_halves
 from voxdiff.metrics.features import FeatureSet
 from voxdiff.metrics.markdown import estimate, table
 from voxdiff.metrics.mmd_intervals import mmd_interval
@@ -73,11 +74,17 @@ def measure_unpaired(
         real: features of the real volumes.
         synthetic: features of the synthetic volumes.
         anchor_reference: features that the anchors are compared with.
-        anchors: name -> features.
+        anchors: name -> features; with none, half of the real volumes are compared with the other half, where they
+            are enough for that.
         matched: as many synthetic volumes as an anchor has, to be compared with the anchors' reference, too.
-        seed: of the intervals.
+        seed: of the intervals and of the halves.
     """
     rows = {SYNTHETIC: _estimates(real, synthetic, seed)}
+    if not anchors and real.num_volumes >= 2 * _SMALLEST_SET:
+        halves = [real.of_volumes(half) for half in random_halves(real.num_volumes, seed)]
+        count = min(halves[1].num_volumes, synthetic.num_volumes)
+        anchor_reference, anchors = halves[0], {ANCHORS[0]: halves[1].of_volumes(range(count))}
+        matched = synthetic.of_volumes(range(count))
     if matched is not None:
         rows[SYNTHETIC_HALF] = _values(anchor_reference, matched)
     rows |= {name: _values(anchor_reference, features) for name, features in anchors.items()}
@@ -105,6 +112,11 @@ def markdown(results: list[dict[str, Any]]) -> str:
             f"### {title(data)}\n\n{data['note'][:1].upper()}{data['note'][1:]}; {data['features']} features.\n"
         )
         parts.append(table(header, rows))
+        if set(data["rows"]) == {SYNTHETIC}:
+            parts.append(
+                f"A floor from two halves needs {2 * _SMALLEST_SET} real volumes; that of the whole set's table has other "
+                "numbers of volumes, with which the Fréchet distance moves.\n"
+            )
         if data["plane"] is not None:
             parts.append(
                 "Every slice is a sample, as in the papers; slices of one volume are alike, so that equal sets come out "
