@@ -24,7 +24,7 @@ def main() -> None:
     args = parser.parse_args()
     folder = args.card / "evaluation"
     folder.mkdir(exist_ok=True)
-    for file in [args.report / "report.json", args.report / "report.md", *args.report.glob("*.png")]:
+    for file in sorted(path for path in args.report.iterdir() if path.is_file()):
         shutil.copyfile(file, folder / file.name)
     card = args.card / "README.md"
     text = with_section(card.read_text(encoding="utf-8"), section((folder / "report.md").read_text(), args.intro))
