@@ -95,6 +95,12 @@ def test_bad_options_are_one_sentence_and_write_nothing(tmp_path, folders, optio
     assert not (tmp_path / "out").exists()
 
 
+def test_volumes_on_another_scale_are_refused(tmp_path, folders):
+    bright = write_volumes(tmp_path / "bright", 255 * random_volumes(2))
+    result = run(bright, folders[1], tmp_path / "out")
+    assert result.exit_code == 1 and "bring both sets to one scale" in result.output
+
+
 def test_different_grids_and_an_output_file(tmp_path, folders):
     other = write_volumes(tmp_path / "other", random_volumes(2, 20))
     result = run(other, folders[1], tmp_path / "out")

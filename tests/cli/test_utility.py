@@ -9,7 +9,7 @@ from typer.testing import CliRunner
 from voxdiff.cli.main import app
 
 
-def write_folder(folder, count, first, spacing=2.0):
+def write_folder(folder, count, first, spacing=2.0, scale=1.0):
     """Bright boxes in noise, their label maps and the class of their size, as a `niftifolder` data set."""
     folder.mkdir(parents=True)
     rows = []
@@ -17,6 +17,7 @@ def write_folder(folder, count, first, spacing=2.0):
         random, edge = np.random.default_rng(seed), 3 + 3 * (seed % 2)
         image, label = random.random((8, 8, 8), dtype=np.float32) * 100, np.zeros((8, 8, 8), np.uint8)
         image[1 : 1 + edge, 1 : 1 + edge, 1 : 1 + edge] += 300
+        image *= scale
         label[1 : 1 + edge, 1 : 1 + edge, 1 : 1 + edge] = 1
         for name, values in (("t1", image), ("mask", label)):
             nib.save(nib.Nifti1Image(values, np.diag([spacing] * 3 + [1])), folder / f"{seed}_{name}.nii.gz")
@@ -97,3 +98,10 @@ def test_label_maps_beside_their_images_are_refused(folders, tmp_path):
     nib.save(nib.Nifti1Image(np.ones((8, 8, 8), np.uint8), np.diag([2, 2, 3, 1])), moved)
     result = run(folders, tmp_path / "out", test=tmp_path / "test")
     assert result.exit_code == 1 and "mm away from its image" in result.output
+
+
+def test_images_on_another_scale_are_refused(tmp_path):
+    for name, first, scale in (("real", 0, 1 / 400), ("synthetic", 10, 1.0), ("test", 20, 1 / 400)):
+        write_folder(tmp_path / name, 2, first, scale=scale)
+    result = run(tmp_path, tmp_path / "out")
+    assert result.exit_code == 1 and "bring both sets to one scale" in result.output
