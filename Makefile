@@ -11,7 +11,7 @@ demo: $(VENV)/.base
 	$(BIN)/voxdiff generate --out outputs/demo --num-volumes 2 --steps 25
 
 test: $(VENV)/.test
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile
 
 test-slow: $(VENV)/.test
 	$(BIN)/python -m pytest -m slow

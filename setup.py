@@ -11,7 +11,7 @@ EXTRAS = {
     "physics": ["deepinv"],
     "demo": ["gradio", "matplotlib"],
     "test": [
-        *("pytest", "tensorboard", "pydicom"),
+        *("pytest", "pytest-xdist", "tensorboard", "pydicom"),
         *("monai", "scipy", "scikit-learn", "scikit-image", "matplotlib", "torchmetrics"),
     ],
     "bench": ["ptwt", "scipy", "monai", "scikit-learn", "matplotlib", "torchmetrics"],

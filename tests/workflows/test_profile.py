@@ -74,6 +74,9 @@ def test_only_the_timed_calls_are_timed(monkeypatch):
 
 
 def test_peak_memory_is_the_growth_of_the_process():
+    # Freed memory that the C library keeps must not hide growth: 30 MB are below its threshold for the system.
+    hoard = [torch.ones(30 * 2**18) for _ in range(8)]
+    del hoard
     kept = torch.ones(50 * 2**18)
     assert 70 < profile_pipeline(CountingPipe(80), repeats=1).peak_memory_mb < 110
     assert profile_pipeline(CountingPipe(0), repeats=1).peak_memory_mb < 30
