@@ -1,23 +1,25 @@
 """Official checkpoints into voxdiff: a state dict into a model, a checkpoint file into a pipeline folder."""
 
-import hashlib
-import os
-import shutil
-import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 
 from voxdiff.hub.card import conversion_card
+from voxdiff.hub.convert_med_autoencoder import MED_AUTOENCODER, MED_DISCRIMINATOR
+from voxdiff.hub.convert_med_biflownet import MED_BIFLOWNET
 from voxdiff.hub.convert_wdm import CWDM, WDM
+from voxdiff.hub.new_folder import file_sha256, new_folder, require_free, write_pipeline_file
 from voxdiff.hub.presets import build_pipeline, find_preset
 from voxdiff.hub.state_dicts import Converter, StateDict, read_checkpoint
 
-CONVERTERS: dict[str, Converter] = {"wdm": WDM, "cwdm": CWDM}
+CONVERTERS: dict[str, Converter] = {
+    "wdm": WDM,
+    "cwdm": CWDM,
+    "med-autoencoder": MED_AUTOENCODER,
+    "med-discriminator": MED_DISCRIMINATOR,
+    "med-biflownet": MED_BIFLOWNET,
+}
 """Name of the official network -> how its state dicts become one of our models."""
 
 
@@ -64,16 +66,14 @@ def convert_checkpoint(
     converter = _find_converter(name)
     find_preset(preset, name)
     out_dir, checkpoint_path = Path(out_dir), Path(checkpoint_path)
-    _require_free(out_dir)
+    require_free(out_dir)
     model = converter.build(name, read_checkpoint(checkpoint_path), overrides)
     pipeline = build_pipeline(preset, model)
-    digest = _sha256(checkpoint_path)
-    with _folder_at_once(out_dir) as folder:
+    digest = file_sha256(checkpoint_path)
+    with new_folder(out_dir) as folder:
         pipeline.save_pretrained(folder)
         class_name = type(pipeline).__name__
-        (folder / "pipeline.py").write_text(
-            f"import voxdiff  # noqa: F401\nfrom voxdiff import {class_name}  # noqa: F401\n"
-        )
+        write_pipeline_file(folder, class_name)
         card = conversion_card(name, preset, class_name, checkpoint_path.name, digest, overrides)
         (folder / "README.md").write_text(card, encoding="utf-8")
     return out_dir
@@ -83,42 +83,3 @@ def _find_converter(name: str) -> Converter:
     if name not in CONVERTERS:
         raise ValueError(f"There is no converter {name!r}; choose one of {', '.join(CONVERTERS)}.")
     return CONVERTERS[name]
-
-
-def _require_free(out_dir: Path) -> None:
-    if out_dir.exists() and (not out_dir.is_dir() or any(out_dir.iterdir())):
-        raise FileExistsError(
-            f"The output {str(out_dir)!r} exists already; name a folder that does not exist or is empty."
-        )
-
-
-@contextmanager
-def _folder_at_once(out_dir: Path) -> Iterator[Path]:
-    """A temporary folder beside `out_dir` that takes its place once the block has succeeded."""
-    out_dir.parent.mkdir(parents=True, exist_ok=True)
-    folder = Path(tempfile.mkdtemp(prefix=f".{out_dir.name}-", dir=out_dir.parent))
-    try:
-        try:
-            yield folder
-        except (OSError, SafetensorError) as error:
-            raise OSError(f"The folder {str(out_dir)!r} could not be written ({error}); nothing was left.") from error
-        _share(folder)
-        _require_free(out_dir)
-        if out_dir.exists():
-            out_dir.rmdir()
-        os.rename(folder, out_dir)
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
-
-
-def _share(folder: Path) -> None:
-    """Gives the permissions that ordinary files get: mkdtemp and safetensors keep theirs to the owner."""
-    mask = os.umask(0)
-    os.umask(mask)
-    for path in [folder, *folder.rglob("*")]:
-        path.chmod((0o777 if path.is_dir() else 0o666) & ~mask)
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

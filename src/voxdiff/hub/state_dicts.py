@@ -28,6 +28,7 @@ class Converter:
         keys: The key table, one row a module or tensor: official name, our name. Our names may hold numbers as
             ``{level}``; official names may use these and what `numbering` makes of them.
         numbering: From the configuration and the numbers of our name to the numbers of the official name.
+        prepare: Splits and reshapes official tensors until each is one of ours, and leaves out what training alone needs.
     """
 
     model: Callable[..., torch.nn.Module]
@@ -35,6 +36,7 @@ class Converter:
     overrides: tuple[str, ...]
     keys: tuple[tuple[str, str], ...]
     numbering: Callable[..., dict[str, int]] = lambda config, **numbers: {}
+    prepare: Callable[[StateDict], StateDict] = dict
 
     def build(self, name: str, state_dict: StateDict, overrides: Config) -> torch.nn.Module:
         """Our model, in evaluation mode, with all of the tensors and no others.
@@ -48,6 +50,7 @@ class Converter:
                 f"The {name!r} converter was given {unknown[0]!r}, which it does not take or reads off the tensors; "
                 f"give {' or '.join(self.overrides) or 'no overrides'}."
             )
+        state_dict = self.prepare(state_dict)
         config = {**self.read_config(state_dict), **overrides}
         model = self.model(**config)
         official = self.official_keys(list(model.state_dict()), config)
