@@ -4,7 +4,10 @@ import pytest
 import torch
 from goldens import load_golden
 
+from voxdiff.hub.convert import convert_state_dict
 from voxdiff.schedulers import PRESETS, SUPPORTED_SCHEDULERS, check_scheduler, make_scheduler, swap_scheduler
+from voxdiff.schedulers.constraint import output_from_x0
+from voxdiff.schedulers.presets import cosine_betas
 
 
 @pytest.mark.parametrize("preset", PRESETS)
@@ -114,3 +117,88 @@ class _Replay:
                 module.randn_tensor = original
 
         scheduler.step = replaying
+
+
+def test_cosine_betas_are_the_published_ones():
+    facts = load_golden("med_sampling")[0]["facts"]
+    schedule = facts["schedule_1000"]
+    betas = np.array(make_scheduler("med-ddpm").config["trained_betas"])
+    np.testing.assert_allclose(betas[schedule["at"]], schedule["betas"], rtol=1e-6)
+    np.testing.assert_allclose(np.cumprod(1 - betas)[schedule["at"]], schedule["alphas_cumprod"], rtol=2e-6)
+    np.testing.assert_allclose(cosine_betas(8), facts["short_betas"], rtol=1e-6)
+
+
+@pytest.fixture(scope="module")
+def med_sampling():
+    """Golden inputs and outputs, and the network as a function of (sample, timestep); axes as the network sees them."""
+    meta, state, inputs, outputs = load_golden("med_sampling")
+    model = convert_state_dict("med-biflownet", state, norm_num_groups=6, num_dit_heads=4, axis_order="xyz")
+
+    @torch.no_grad()
+    def predict(sample, timestep):
+        return model(sample, timestep, torch.tensor(meta["config"]["labels"])).sample
+
+    return meta, inputs, outputs, predict
+
+
+def test_noising_and_posterior_mean_of_the_golden_file(med_sampling):
+    meta, inputs, outputs, predict = med_sampling
+    (t,) = meta["config"]["timesteps"]
+    scheduler = make_scheduler("med-ddpm")
+    scheduler.set_timesteps(1000)
+    noisy = scheduler.add_noise(inputs["x"].clamp(-1, 1), inputs["q_noise"], torch.tensor([t]))
+    torch.testing.assert_close(noisy, outputs["noisy"], atol=meta["atol"], rtol=0)
+    _Replay([torch.zeros_like(inputs["x"])]).install(scheduler)
+    mean = scheduler.step(predict(inputs["x"], t), t, inputs["x"]).prev_sample
+    torch.testing.assert_close(mean, outputs["mean"], atol=meta["atol"], rtol=0)
+    log_variance = float(scheduler._get_variance(t).log())
+    assert log_variance == pytest.approx(meta["facts"]["log_variance"][0], abs=1e-3)
+
+
+def test_ancestral_chain_of_the_golden_file(med_sampling):
+    meta, inputs, outputs, predict = med_sampling
+    steps = meta["config"]["short_steps"]
+    scheduler = make_scheduler("med-ddpm", num_train_timesteps=steps, trained_betas=cosine_betas(steps))
+    scheduler.set_timesteps(steps)
+    _Replay([inputs[f"ddpm.noise{step}"] for step in range(steps)]).install(scheduler)
+    sample = inputs["x"]
+    for t in scheduler.timesteps:
+        sample = scheduler.step(predict(sample, t), t, sample).prev_sample
+    torch.testing.assert_close(sample, outputs["ddpm"], atol=meta["atol"], rtol=0)
+
+
+def test_official_ddim_rule_of_the_golden_file(med_sampling):
+    """Times and end are unlike any DDIM of diffusers: the last step goes from 0 to 0 and leaves its noise."""
+    meta, inputs, outputs, predict = med_sampling
+    alpha_bar = torch.tensor(cosine_betas(), dtype=torch.float64).neg().add(1).cumprod(0)
+    times = torch.linspace(0, 999, meta["config"]["ddim_steps"]).int().tolist()[::-1]
+    assert times == meta["facts"]["ddim_timesteps"]
+    sample = inputs["x"]
+    for now, after in zip(times, [*times[1:], 0], strict=True):
+        noise = predict(sample, now)
+        x0 = (sample - (1 - alpha_bar[now]).sqrt() * noise) / alpha_bar[now].sqrt()
+        sample = alpha_bar[after].sqrt() * x0.clamp(-1, 1) + (1 - alpha_bar[after]).sqrt() * noise
+        sample = sample.float()
+    torch.testing.assert_close(sample, outputs["ddim"], atol=meta["atol"], rtol=0)
+
+
+@pytest.mark.parametrize("name", [name for name in SUPPORTED_SCHEDULERS if name not in ("flow-euler", "deis")])
+def test_every_solver_of_the_cosine_diffusion_ends_at_the_clean_sample(name):
+    """A network that knows the clean sample is believed in the end: the last step lands on alpha 1."""
+    scheduler = swap_scheduler(make_scheduler("med-dpm++"), name)
+    assert scheduler.config["prediction_type"] == "epsilon" and scheduler.config["trained_betas"] == cosine_betas()
+    scheduler.set_timesteps(20)
+    target = torch.rand(1, 4, 2, 3, 4) * 2 - 1
+    sample = torch.randn(target.shape) * scheduler.init_noise_sigma
+    for t in scheduler.timesteps:
+        epsilon = output_from_x0(scheduler, target, t, sample)
+        sample = scheduler.step(epsilon, t, sample).prev_sample
+    torch.testing.assert_close(sample, target, atol=2e-3, rtol=0)
+
+
+def test_the_fast_preset_skips_times_without_signal():
+    scheduler = make_scheduler("med-dpm++")
+    scheduler.set_timesteps(50)
+    assert len(scheduler.timesteps) == 50
+    first = scheduler.timesteps[0]
+    assert 900 < first < 999 and scheduler.alphas_cumprod[first].sqrt() > 5e-3

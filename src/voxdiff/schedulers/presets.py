@@ -3,6 +3,7 @@
 Every meaningful key is explicit: a key left at its default is lost when a user swaps the scheduler.
 """
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -32,6 +33,20 @@ _SOLVER_KEYS = {
     "unipc": {"solver_type": "bh2"},
 }
 
+
+def cosine_betas(num_train_timesteps: int = 1000, max_beta: float = 0.9999) -> list[float]:
+    """Cosine noise schedule (Nichol & Dhariwal 2021, eq. 17) with the largest beta of 3D MedDiffusion.
+
+    ``beta_schedule="squaredcos_cap_v2"`` is the same with a largest beta of 0.999.
+    """
+
+    def alpha_bar(time: float) -> float:
+        return math.cos((time + 0.008) / 1.008 * math.pi / 2) ** 2
+
+    steps = num_train_timesteps
+    return [min(1 - alpha_bar((step + 1) / steps) / alpha_bar(step / steps), max_beta) for step in range(steps)]
+
+
 # Keys of several solvers side by side: diffusers keeps those that the present one does not know for the next one.
 _DIFFUSION = {
     "num_train_timesteps": 1000,
@@ -53,10 +68,24 @@ _WDM = {
     "variance_type": "fixed_large",
 }
 
+# 3D MedDiffusion as published: 1000 ancestral steps with the posterior variance, x0 clipped to [-1, 1].
+_MED = {
+    **_DIFFUSION,
+    "trained_betas": cosine_betas(),
+    "prediction_type": "epsilon",
+    "variance_type": "fixed_small",
+    "clip_sample": True,
+    "clip_sample_range": 1.0,
+    # Where hardly any signal is left, x0 cannot be told from the noise: a solver that does not clip it starts later.
+    "lambda_min_clipped": -5.1,
+}
+
 PRESETS: dict[str, tuple[str, dict[str, Any]]] = {
     "wdm-ddpm": ("ddpm", _WDM),
     "wdm-ddim": ("ddim", _WDM),
     "wdm-dpm++": ("dpm++", _WDM),  # the same diffusion with a second-order solver, for tens of steps
+    "med-ddpm": ("ddpm", _MED),
+    "med-dpm++": ("dpm++", _MED),
     "flow-matching": ("flow-euler", {"num_train_timesteps": 1000, "shift": 1.0}),
 }
 """Name of a published setting -> (short name of the scheduler, its configuration)."""
