@@ -3,6 +3,7 @@ import json
 import nibabel as nib
 import numpy as np
 import pytest
+from patch_volume_components import make_guided_pipeline
 from PIL import Image
 from typer.testing import CliRunner
 
@@ -58,9 +59,45 @@ def test_conditions_by_path(translation_pipe, tmp_path):
     assert record["conditions"] == {"t1c": f"{tmp_path}/t1c.nii.gz", "t2w": f"{tmp_path}/t2w.nii.gz"}
 
 
+def test_class_scalars_grid_and_guidance_are_used(tmp_path):
+    make_guided_pipeline().save_pretrained(tmp_path / "model")
+    arguments = (
+        "--scalar",
+        "age=40",
+        "--scalar",
+        "volume=2.5",
+        "--size",
+        8,
+        16,
+        8,
+        "--guidance-scale",
+        2,
+        "--steps",
+        1,
+    )
+    for label in ("chest", "1"):
+        result = run(tmp_path / "model", "--out", tmp_path / label, "--class-label", label, *arguments)
+        assert result.exit_code == 0, result.output
+        assert nib.load(tmp_path / label / "volume-0000.nii.gz").shape == (8, 16, 8)
+        conditions = json.loads((tmp_path / label / "volume-0000.json").read_text())["conditions"]
+        assert (conditions["class"], conditions["guidance_scale"]) == ("chest", 2.0)
+        assert conditions["scalars"] == {"age": 40.0, "volume": 2.5}
+
+
+def test_another_grid_of_a_wavelet_model(model, tmp_path):
+    result = run(model, "--out", tmp_path / "out", "--steps", 1, "--size", 8, 16, 12)
+    assert result.exit_code == 0, result.output
+    assert nib.load(tmp_path / "out" / "volume-0000.nii.gz").shape == (8, 16, 12)
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
+        (("--class-label", "brain"), "WaveletDiffusionPipeline takes no --class-label; leave that out"),
+        (("--scalar", "age=3", "--guidance-scale", 2), "takes no --scalar, --guidance-scale; leave"),
+        (("--scalar", "age=old"), "write NAME=VALUE"),
+        (("--scalar", "age"), "write NAME=VALUE"),
+        (("--size", 10, 16, 8), "divisible by 4"),
         (("--steps", 0), "num_inference_steps is 0"),
         (("--num-volumes", 0), "at least 1"),
         (("--scheduler", "lcm"), "'lcm' is not supported; choose one of ddpm"),

@@ -4,13 +4,20 @@ Several upstream tests save a pickle and load it again. The public classes refus
 subclasses that allow them and change nothing else: every other check of `from_pretrained` stays in force.
 """
 
+import sys
+from pathlib import Path
 from unittest import mock
 
 import torch
 from cases import ModelCase, PipelineCase
 
-from voxdiff import WaveletDiffusionPipeline, WaveletUNet3DModel
+from voxdiff import BiFlowNet3DModel, PatchVolumeLDMPipeline, WaveletDiffusionPipeline, WaveletUNet3DModel
 from voxdiff.schedulers import make_scheduler
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from autoencoders import make_autoencoder
+from biflownets import TINY, make_biflownet
 
 GRID = (8, 8, 16)
 
@@ -32,6 +39,14 @@ class TestedUNet(AllowsPickles, WaveletUNet3DModel):
 
 
 class TestedPipeline(AllowsPickles, WaveletDiffusionPipeline):
+    pass
+
+
+class TestedBiFlowNet(AllowsPickles, BiFlowNet3DModel):
+    pass
+
+
+class TestedLatentPipeline(AllowsPickles, PatchVolumeLDMPipeline):
     pass
 
 
@@ -85,6 +100,20 @@ def translation_inputs(generator: torch.Generator) -> dict:
     }
 
 
+def latent_components() -> dict:
+    unet = make_biflownet(in_channels=4, out_channels=4, null_condition=True)
+    return {"vae": make_autoencoder(), "unet": unet, "scheduler": make_scheduler("med-ddpm")}
+
+
+def latent_inputs(generator: torch.Generator) -> dict:
+    return {"class_labels": 1, "guidance_scale": 2.0, **inputs(generator)}
+
+
+def biflownet_inputs(x: int = 8, y: int = 8, z: int = 16) -> dict:
+    sample = torch.randn(2, TINY["in_channels"], x, y, z, generator=torch.Generator().manual_seed(0))
+    return {"sample": sample, "timestep": torch.tensor([3, 500]), "class_labels": torch.tensor([0, 1])}
+
+
 CASES = [
     PipelineCase(
         name="WaveletDiffusionPipeline",
@@ -103,6 +132,14 @@ CASES = [
         required_params=frozenset({"condition_volumes"}),
         batch_params=frozenset({"condition_volumes"}),
     ),
+    PipelineCase(
+        name="PatchVolumeLDMPipeline",
+        pipeline_class=TestedLatentPipeline,
+        make_components=latent_components,
+        make_inputs=latent_inputs,
+        output_shape=(1, *GRID),
+        required_params=frozenset({"class_labels", "batch_size", "size", "guidance_scale"}),
+    ),
     ModelCase(
         name="WaveletUNet3DModel",
         model_class=TestedUNet,
@@ -112,5 +149,16 @@ CASES = [
         checkpointed_classes={"TestedUNet"},
         compiled_grids=[(4, 4, 4), (4, 4, 8), (8, 8, 8)],
         kind="unet",
+    ),
+    ModelCase(
+        name="BiFlowNet3DModel",
+        model_class=TestedBiFlowNet,
+        make_config=lambda: dict(TINY),
+        make_inputs=biflownet_inputs,
+        output_shape=(TINY["out_channels"], 8, 8, 16),
+        checkpointed_classes={"BiFlowDownBlock3D", "BiFlowMidBlock3D", "BiFlowUpBlock3D", "IntraPatchFlow"},
+        compiled_grids=[(4, 4, 4), (4, 4, 8), (8, 8, 8)],
+        kind="unet",
+        inapplicable={"test_forward_with_norm_groups": "asks for two unequal first widths, which the flow cannot have"},
     ),
 ]

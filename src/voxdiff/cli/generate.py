@@ -1,5 +1,6 @@
 """`voxdiff generate`: volumes from a model, as NIfTI files with records and pictures."""
 
+import inspect
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -9,6 +10,13 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 DTYPES = ("float32", "bfloat16", "float16")
+_OPTIONS = {
+    "condition_volumes": "--condition",
+    "class_labels": "--class-label",
+    "scalars": "--scalar",
+    "size": "--size",
+    "guidance_scale": "--guidance-scale",
+}
 
 
 def generate(
@@ -28,6 +36,19 @@ def generate(
     condition: Annotated[
         list[str] | None, typer.Option(help="Translation models: NAME=PATH of a condition volume; repeat for each.")
     ] = None,
+    class_label: Annotated[
+        str | None, typer.Option(help="Class-conditional models: name or label of the class.")
+    ] = None,
+    scalar: Annotated[
+        list[str] | None, typer.Option(help="Models with scalar conditions: NAME=VALUE; repeat for each.")
+    ] = None,
+    size: Annotated[
+        tuple[int, int, int] | None,
+        typer.Option(help="Another grid than the model's or the class's own: X Y Z voxels."),
+    ] = None,
+    guidance_scale: Annotated[
+        float | None, typer.Option(help="Classifier-free guidance, of models trained with dropped conditions.")
+    ] = None,
     dicom: Annotated[bool, typer.Option("--dicom", help="Also write DICOM series marked as synthetic data.")] = False,
 ) -> None:
     """Generate volumes and save them as NIfTI, each with its provenance record and a picture."""
@@ -38,14 +59,21 @@ def generate(
         if out.exists() and not out.is_dir():
             raise ValueError(f"--out {out} is a file; give a folder.")
         pipe = load_pipeline(model, scheduler, device, dtype)
-        conditions = parse_conditions(condition or [])
+        arguments = call_arguments(
+            pipe,
+            condition_volumes=parse_conditions(condition or []),
+            class_labels=class_label,
+            scalars=parse_scalars(scalar or []),
+            size=size,
+            guidance_scale=guidance_scale,
+        )
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
         with Progress(*columns, console=console) as progress:
             task = progress.add_task(f"Sampling {num_volumes} volume(s)", total=num_volumes * steps)
             saved = []
             for first in range(0, num_volumes, batch_size):
                 seeds = range(seed + first, seed + min(first + batch_size, num_volumes))
-                saved += sample_and_save(pipe, seeds, steps, conditions, out, first, dicom, progress, task)
+                saved += sample_and_save(pipe, seeds, steps, arguments, out, first, dicom, progress, task)
     except (ValueError, OSError, ModuleNotFoundError) as error:
         console.print(f"[bold red]Error:[/] {escape(str(error))}", soft_wrap=True)
         raise typer.Exit(1) from error
@@ -84,11 +112,32 @@ def parse_conditions(pairs: list[str]) -> dict[str, Path] | None:
     return {name: Path(path) for name, path in (pair.split("=", 1) for pair in pairs)} or None
 
 
+def parse_scalars(pairs: list[str]) -> dict[str, float] | None:
+    """``["age=63.5", ...]`` to name → number."""
+    scalars = {}
+    for pair in pairs:
+        name, _, number = pair.partition("=")
+        try:
+            scalars[name] = float(number)
+        except ValueError as error:
+            raise ValueError(f"--scalar is {pair!r}; write NAME=VALUE, such as age=63.5.") from error
+    return scalars or None
+
+
+def call_arguments(pipe: Any, **arguments: Any) -> dict[str, Any]:
+    """The arguments that were given, all of which the pipeline must take."""
+    given = {name: value for name, value in arguments.items() if value is not None}
+    of_no_use = [_OPTIONS[name] for name in given if name not in inspect.signature(pipe.__call__).parameters]
+    if of_no_use:
+        raise ValueError(f"{type(pipe).__name__} takes no {', '.join(of_no_use)}; leave that out.")
+    return given
+
+
 def sample_and_save(
     pipe: Any,
     seeds: range,
     steps: int,
-    conditions: dict[str, Path] | None,
+    arguments: dict[str, Any],
     out: Path,
     first: int,
     dicom: bool,
@@ -105,7 +154,7 @@ def sample_and_save(
         return tensors
 
     output = pipe(
-        **({"condition_volumes": conditions} if conditions else {}),
+        **arguments,
         batch_size=len(seeds),
         num_inference_steps=steps,
         generator=[torch.Generator().manual_seed(seed) for seed in seeds],

@@ -6,6 +6,7 @@ import math
 import os
 import time
 from collections.abc import Container, Iterator, Sequence
+from numbers import Integral
 from pathlib import Path
 from typing import Any
 
@@ -107,6 +108,19 @@ class VolumePipeline(diffusers.DiffusionPipeline):
             raise ValueError(
                 f"callback_on_step_end_tensor_inputs names {', '.join(sorted(unknown))}; allowed are "
                 f"{', '.join(self._callback_tensor_inputs)}."
+            )
+
+    def check_grid(self, size: Sequence[int], divisor: int) -> None:
+        """Raise ValueError unless a grid is three whole numbers (x, y, z) that ``divisor`` divides."""
+        if not isinstance(size, Sequence) or len(size) != 3 or not all(isinstance(count, Integral) for count in size):
+            raise ValueError(f"size is {size!r}; give three whole numbers (x, y, z).")
+        if any(count % divisor or count < 1 for count in size):
+            below = tuple(max(count // divisor, 1) * divisor for count in size)
+            above = tuple(max(-(-count // divisor), 1) * divisor for count in size)
+            grids = f"grids are {below} and {above}" if below != above else f"grid is {above}"
+            raise ValueError(
+                f"The grid is {tuple(size)}, but every size must be divisible by {divisor} for this model; the nearest "
+                f"valid {grids}."
             )
 
     def prepare_latents(

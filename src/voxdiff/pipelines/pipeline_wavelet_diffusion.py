@@ -124,14 +124,7 @@ class WaveletDiffusionPipeline(VolumePipeline):
     def _check_grid(self, size: Sequence[int] | None) -> None:
         if size is None:
             raise ValueError("This model has no grid of its own and no condition gives one: pass size=(x, y, z).")
-        if not isinstance(size, Sequence) or len(size) != 3:
-            raise ValueError(f"size is {size!r}; give three whole numbers (x, y, z).")
-        if any(count % self.size_divisor or count < 1 for count in size):
-            below = [max(int(count) // self.size_divisor, 1) * self.size_divisor for count in size]
-            raise ValueError(
-                f"The grid is {tuple(size)}, but every size must be divisible by {self.size_divisor} for this model; the "
-                f"nearest valid grids are {tuple(below)} and {tuple(count + self.size_divisor for count in below)}."
-            )
+        self.check_grid(size, self.size_divisor)
 
     def prepare_conditions(
         self, subjects: list[Mapping[str, Any]], unit: str | None, background: float | None
