@@ -33,7 +33,7 @@ def test_convert_writes_a_folder_that_loads(checkpoint, tmp_path):
 @pytest.mark.parametrize(
     "name, preset, groups, reason",
     [
-        ("maisi", "brats-128", 2, "There is no converter 'maisi'; choose one of wdm, cwdm."),
+        ("maisi", "brats-128", 2, "There is no converter 'maisi'; choose one of wdm, cwdm,"),
         ("wdm", "brats-512", 2, "The preset 'brats-512' is unknown"),
         ("wdm", "cwdm-t1n", 2, "belongs to 'cwdm' models"),
         ("wdm", "lidc-256", 2, "levels is 6 in the preset and 5 in the tensors"),
@@ -52,6 +52,21 @@ def test_files_that_are_absent_or_in_the_way_are_named(checkpoint, tmp_path):
     assert absent.exit_code == 1 and "absent.pt" in absent.stderr
     taken = run("wdm", checkpoint, tmp_path, "--preset", "brats-128")
     assert taken.exit_code == 1 and "exists already" in taken.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "reason"),
+    [
+        (["wdm"], "--preset is missing"),
+        (["wdm", "--autoencoder", "ae.ckpt"], "belongs to med"),
+        (["med"], "med takes --autoencoder"),
+        (["med", "--autoencoder", "absent.ckpt"], "absent.ckpt"),
+    ],
+)
+def test_med_and_the_others_take_different_options(arguments, reason, checkpoint, tmp_path):
+    name, *options = arguments
+    result = run(name, checkpoint, tmp_path / "out", *options)
+    assert result.exit_code == 1 and reason in result.stderr and not (tmp_path / "out").exists()
 
 
 def test_help_names_the_presets():

@@ -1,3 +1,4 @@
+import json
 import os
 import subprocess
 import sys
@@ -7,14 +8,20 @@ from fakehub import FakeHub
 
 from voxdiff.hub.publish import publish_folder, require_access
 
-HOME = ["README.md", "model_index.json", "pipeline.py", "training_log.jsonl", "unet/config.json", "unet/w.safetensors"]
+HOME = ["README.md", "pipeline.py", "samples.png", "training_log.jsonl", "unet/config.json", "unet/w.safetensors"]
+INDEX = {"_class_name": "P", "processor": {"size": [8, 8, 8]}, "scheduler": ["d", "S"], "unet": ["voxdiff", "U"]}
 STAYS = [
     ".checkpoint-2.tmp/unet/w.safetensors",
     ".pipeline-x/model_index.json",
     "unet/.hidden",
+    "a.safetensors",
+    "autoencoder_report.png",
     "cache/a.safetensors",
     "checkpoint-2/unet/w.safetensors",
+    "encoded/autoencoder_report.png",
+    "encoded/manifest.json",
     "logs/events",
+    "manifest.json",
     "run.json",
     "validation/step-000002/volume-0000.nii.gz",
 ]
@@ -24,6 +31,7 @@ def test_a_pipeline_is_published_and_the_rest_stays_at_home(tmp_path):
     for name in HOME + STAYS:
         (tmp_path / "out" / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / "out" / name).write_text(f"{name} 1")
+    (tmp_path / "out" / "model_index.json").write_text(json.dumps(INDEX))
     code = (
         "import sys; from voxdiff.hub.publish import publish_folder, require_access; print(require_access('org/name')); "
         "print(publish_folder(sys.argv[1], 'org/name', private=True, token='hf_y'))"
@@ -37,7 +45,7 @@ def test_a_pipeline_is_published_and_the_rest_stays_at_home(tmp_path):
             assert result.returncode == 0, result.stderr
             assert f"tester\n{hub.url}/org/name/commit/" in result.stdout
         commits = hub.repos[("models", "org/name")]
-        assert sorted(commits[-1][1]) == sorted([".gitattributes", *HOME])
+        assert sorted(commits[-1][1]) == sorted([".gitattributes", "model_index.json", *HOME])
         assert commits[-1][1]["README.md"] == b"README.md 1"
 
 

@@ -9,30 +9,31 @@ from rich.markup import escape
 
 
 def convert(
-    name: Annotated[str, typer.Argument(help="Official network: wdm or cwdm.")],
+    name: Annotated[str, typer.Argument(help="Official network: wdm, cwdm, or med (3D MedDiffusion).")],
     checkpoint: Annotated[
-        Path, typer.Argument(help="Its checkpoint: a .pt with the bare state dict, or .safetensors.")
+        Path,
+        typer.Argument(help="Its checkpoint: a .pt with the bare state dict, or .safetensors; of med the BiFlowNet."),
     ],
     out: Annotated[Path, typer.Argument(help="Pipeline folder to write; must not exist, or be empty.")],
     preset: Annotated[
-        str,
+        str | None,
         typer.Option(
             help="How the model was trained: brats-128, lidc-128, brats-256, lidc-256 for wdm; cwdm-t1n, cwdm-t1c, "
-            "cwdm-t2w, cwdm-t2f for cwdm."
+            "cwdm-t2w, cwdm-t2f for cwdm. med needs none."
         ),
-    ],
+    ] = None,
+    autoencoder: Annotated[
+        Path | None, typer.Option(help="Checkpoint of the autoencoder (.ckpt), which med has beside the BiFlowNet.")
+    ] = None,
     norm_num_groups: Annotated[
         int | None, typer.Option(help="Groups of the group norms, if not as published (32).")
     ] = None,
 ) -> None:
     """Convert an official checkpoint to a folder that Pipeline.from_pretrained loads."""
-    from voxdiff.hub.convert import convert_checkpoint  # here, so that `voxdiff --help` does not wait for diffusers
-
-    overrides = {} if norm_num_groups is None else {"norm_num_groups": norm_num_groups}
     console = Console(stderr=True)
     try:
         with console.status(f"Converting {escape(str(checkpoint))}"):
-            folder = convert_checkpoint(name, checkpoint, out, preset=preset, **overrides)
+            folder = _convert(name, checkpoint, out, preset, autoencoder, norm_num_groups)
     except (ValueError, OSError) as error:
         console.print(f"[bold red]Error:[/] {escape(str(error))}", soft_wrap=True)
         raise typer.Exit(1) from error
@@ -42,3 +43,24 @@ def convert(
         f"Load it with [cyan]voxdiff.Pipeline.from_pretrained({escape(repr(str(folder)))})[/]",
         soft_wrap=True,
     )
+
+
+def _convert(
+    name: str, checkpoint: Path, out: Path, preset: str | None, autoencoder: Path | None, norm_num_groups: int | None
+) -> Path:
+    # Here, so that `voxdiff --help` does not wait for diffusers.
+    from voxdiff.hub.convert import convert_checkpoint
+    from voxdiff.hub.convert_med_pipeline import convert_med_checkpoints
+
+    if name == "med":
+        if autoencoder is None or preset is not None or norm_num_groups is not None:
+            raise ValueError(
+                "med takes --autoencoder with the second checkpoint, and neither --preset nor other options."
+            )
+        return convert_med_checkpoints(autoencoder, checkpoint, out)
+    if autoencoder is not None:
+        raise ValueError(f"--autoencoder belongs to med, and the network is {name!r}; leave it out.")
+    if preset is None:
+        raise ValueError(f"--preset is missing, which says how the {name!r} model was trained; see --help.")
+    overrides = {} if norm_num_groups is None else {"norm_num_groups": norm_num_groups}
+    return convert_checkpoint(name, checkpoint, out, preset=preset, **overrides)

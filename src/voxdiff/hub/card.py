@@ -8,6 +8,15 @@ from huggingface_hub import ModelCardData
 from voxdiff import __version__
 from voxdiff.hub.presets import PRESETS, Preset, Source
 
+LIMITS = """\
+## Intended use and limits
+
+Research on image synthesis. Not for clinical use, and not for diagnosis, treatment or any decision about a person. The
+volumes are synthetic: findings in them are nobody's. A generative model can repeat parts of its training images.
+How well this folder's volumes match those of the official code was not measured.
+"""
+"""Last section of every converted model's card."""
+
 
 def conversion_card(
     converter: str, preset_name: str, pipeline_class: str, checkpoint: str, sha256: str, overrides: Mapping[str, Any]
@@ -65,12 +74,7 @@ Plain diffusers loads it too, with `custom_pipeline="pipeline", trust_remote_cod
 
 {_licence(source, published)} The training data have terms of their own.
 
-## Intended use and limits
-
-Research on image synthesis. Not for clinical use, and not for diagnosis, treatment or any decision about a person. The
-volumes are synthetic: findings in them are nobody's. A generative model can repeat parts of its training images.
-How well this folder's volumes match those of the official code was not measured.
-"""
+{LIMITS}"""
 
 
 def _in_order(places: Mapping[str, int]) -> list[str]:

@@ -9,6 +9,7 @@ from typing import Any
 from huggingface_hub import ModelCardData
 
 from voxdiff import __version__
+from voxdiff.volumes import VolumeProcessor
 
 
 def training_card(
@@ -24,16 +25,15 @@ def training_card(
         final_loss: Loss in the last line of the log.
     """
     args, base = run_config["training"], run_config["model"]["pretrained_model_name_or_path"]
-    conditions, processor = pipeline.condition_names, pipeline.volume_processor
+    takes_volumes = bool(getattr(pipeline, "condition_names", None))
     card = ModelCardData(
         license="unknown",
         library_name="diffusers",
-        pipeline_tag="image-to-image" if conditions else "unconditional-image-generation",
+        pipeline_tag="image-to-image" if takes_volumes else "unconditional-image-generation",
         base_model=base if base and not os.path.exists(base) and base.count("/") == 1 else None,
         tags=["voxdiff", "medical", "3d", "image-synthesis"],
     )
     parameters = sum(parameter.numel() for parameter in pipeline.unet.parameters()) / 1e6
-    inputs = "{" + ", ".join(f'"{name}": "{name}.nii.gz"' for name in conditions) + "}, " if conditions else ""
     average = f"exponential average of the weights, decay {args['ema_decay']}" if args["use_ema"] else "last weights"
     return f"""---
 {card.to_yaml()}
@@ -43,9 +43,7 @@ def training_card(
 
 `{type(pipeline).__name__}` trained with voxdiff {__version__}.
 
-- Makes: {_code(pipeline.output_names)}{"; takes, in this order: " + _code(conditions) if conditions else ""}
-- Grid {_times(processor.size)}, {_times(processor.spacing)} mm, axes {processor.orientation}; values come back in \
-{processor.unit}
+{_contents(pipeline)}
 - Training data: {data}
 - {f"Started from `{Path(base).name}`" if base else "Trained from nothing"}: {args["max_train_steps"]} steps of \
 {global_batch_size} volumes, AdamW with learning rate {args["learning_rate"]:g} ({args["lr_scheduler"]}), seed \
@@ -62,7 +60,7 @@ def training_card(
 import voxdiff
 
 pipe = voxdiff.{type(pipeline).__name__}.from_pretrained("path/to/this/folder")
-image = pipe({inputs}num_inference_steps=50).volumes[0]
+image = pipe({_inputs(pipeline)}num_inference_steps=50).volumes[0]
 ```
 
 Plain diffusers loads it too, with `custom_pipeline="pipeline", trust_remote_code=True` (voxdiff must be installed).
@@ -78,6 +76,46 @@ Research on image synthesis. Not for clinical use, and not for diagnosis, treatm
 volumes are synthetic: findings in them are nobody's. A generative model can repeat parts of its training images.
 Nothing was measured here beyond the training loss.
 """
+
+
+def _contents(pipeline: Any) -> str:
+    """What comes out and what goes in: a line each."""
+    if hasattr(pipeline, "output_names"):
+        takes = f"; takes, in this order: {_code(pipeline.condition_names)}" if pipeline.condition_names else ""
+        return f"- Makes: {_code(pipeline.output_names)}{takes}\n- {_grid(pipeline.volume_processor)}"
+    classes = sorted(pipeline.volume_classes.values(), key=lambda entry: entry.id)
+    lines = [f"- Class {entry.id}, `{entry.name}`: {_grid(entry.processor)}" for entry in classes]
+    lines = lines or [f"- {_grid(pipeline.volume_processor)}"]
+    if pipeline.scalar_names:
+        known = pipeline.unet.config["scalar_conditions"]
+        shown = [f"`{name}` ({known[name]['mean']:.4g} ± {known[name]['std']:.4g})" for name in pipeline.scalar_names]
+        lines.append(f"- Scalar conditions, with mean ± standard deviation in training: {', '.join(shown)}")
+        lines.append(f"- Scalars: {'any of them may be left out' if pipeline.optional_scalars else 'give all of them'}")
+    if pipeline.null_condition:
+        lines.append(
+            "- Trained without conditions too: takes `guidance_scale` above 1, and calls without any condition"
+        )
+    return "\n".join(lines)
+
+
+def _inputs(pipeline: Any) -> str:
+    """Conditions in the example of a call."""
+    conditions = getattr(pipeline, "condition_names", [])
+    if conditions:
+        return "{" + ", ".join(f'"{name}": "{name}.nii.gz"' for name in conditions) + "}, "
+    arguments = [f'"{next(iter(pipeline.volume_classes))}"'] if getattr(pipeline, "volume_classes", None) else []
+    if getattr(pipeline, "scalar_names", None):
+        known = pipeline.unet.config["scalar_conditions"]
+        values = ", ".join(f'"{name}": {known[name]["mean"]:.4g}' for name in pipeline.scalar_names)
+        arguments.append(f"scalars={{{values}}}")
+    return "".join(f"{argument}, " for argument in arguments)
+
+
+def _grid(processor: VolumeProcessor) -> str:
+    return (
+        f"Grid {_times(processor.size)}, {_times(processor.spacing)} mm, axes {processor.orientation}; values come back "
+        f"in {processor.unit}"
+    )
 
 
 def _without_folders(command: str) -> str:
