@@ -44,3 +44,7 @@ def test_publishing_is_asked_for_whole(options):
 
 def test_the_defaults_are_possible():
     TrainingArguments(output_dir="out", push_to_hub=True, hub_model_id="org/name", hub_private_repo=True)
+
+
+def test_gradients_may_stay_as_they_are():
+    assert TrainingArguments(output_dir="out", max_grad_norm=None).max_grad_norm is None

@@ -87,3 +87,34 @@ def test_items_carry_their_key_and_are_stacked():
     batch = collate([data[2, 8, 0], data[0, 8, 1]])
     assert batch["image"].tolist() == [[[2, 2]], [[0, 0]]]
     assert (batch["step"], batch["place"]) == ([8, 8], [0, 1])
+
+
+BUCKETS = [[0, 2, 4, 6, 8, 10, 12], [1, 3, 5]]
+
+
+def bucket_sampler(**changes):
+    return GlobalBatchSampler(13, **{"global_batch_size": 2, "seed": 3, "last_step": 14, "buckets": BUCKETS, **changes})
+
+
+def test_buckets_take_turns_and_the_smaller_one_is_seen_more_often():
+    steps = [[key[0] for key in micro] for micro in bucket_sampler()]
+    assert all(set(step) <= set(BUCKETS[number % 2]) for number, step in enumerate(steps))
+    large, small = ([index for step in steps[number::2] for index in step] for number in range(2))
+    assert sorted(large[:7]) == sorted(large[7:]) == BUCKETS[0]
+    assert all(sorted(small[first : first + 3]) == BUCKETS[1] for first in range(0, 12, 3))
+
+
+@pytest.mark.parametrize(("processes", "accumulation"), [(2, 1), (1, 2)])
+def test_buckets_do_not_depend_on_how_the_batch_is_split_or_on_a_resumption(processes, accumulation):
+    split = [bucket_sampler(rank=rank, num_processes=processes, accumulation=accumulation) for rank in range(processes)]
+    assert global_batches(split, accumulation) == list(bucket_sampler())
+    assert list(bucket_sampler(first_step=5)) == list(bucket_sampler())[5:]
+
+
+def test_one_bucket_of_all_is_none():
+    assert list(sampler(buckets=[range(7)])) == list(sampler())
+
+
+def test_an_empty_bucket_is_an_error():
+    with pytest.raises(ValueError, match=r"The buckets hold \[7, 0\] samples"):
+        bucket_sampler(buckets=[BUCKETS[0], []])

@@ -4,12 +4,12 @@ import stat
 
 import pytest
 import torch
-from conftest import make_pipeline
+from conftest import make_pipeline, make_unet
 from training_runs import make_trainer, run_record
 
 import voxdiff
 from voxdiff.training import checkpoints
-from voxdiff.training.checkpoints import find_checkpoint, list_checkpoints, read_state, save_pipeline
+from voxdiff.training.checkpoints import find_checkpoint, list_checkpoints, read_state, save_model, save_pipeline
 from voxdiff.training.objective_wavelet import WaveletDiffusionObjective
 
 
@@ -149,3 +149,15 @@ def test_a_pipeline_is_replaced_whole_part_by_part(tmp_path):
         "unet/config.json",
         "unet/diffusion_pytorch_model.safetensors",
     }
+
+
+def test_a_model_is_replaced_file_by_file(tmp_path):
+    (tmp_path / "README.md").write_text("mine")
+    for _ in range(2):
+        save_model(make_unet(), tmp_path)
+    assert {path.name for path in tmp_path.iterdir()} == {
+        "README.md",
+        "config.json",
+        "diffusion_pytorch_model.safetensors",
+    }
+    assert type(make_unet()).from_pretrained(tmp_path).config["block_out_channels"] == [4, 8]

@@ -2,9 +2,11 @@ import sys
 
 import pytest
 import torch
+from accelerate.state import AcceleratorState, GradientState
 from conftest import make_pipeline, make_unet
 from training_runs import RandomVolumes, assert_same_run, make_trainer, read_json, run_record
 
+from voxdiff.training import Trainer, TrainingArguments, make_accelerator
 from voxdiff.training.log import read_log
 from voxdiff.training.objective_wavelet import WaveletDiffusionObjective
 
@@ -190,3 +192,36 @@ def test_it_learns(tmp_path):
     make_trainer(tmp_path, pipeline=pipeline, dataset=dataset, **settings).train()
     losses = [record["loss"] for record in read_log(tmp_path / "training_log.jsonl")]
     assert losses[-1] < losses[0] / 3
+
+
+def test_a_batch_is_of_one_bucket(tmp_path):
+    dataset = RandomVolumes()
+    dataset.items = [*dataset.items, *RandomVolumes(size=(8, 8, 8)).items]
+    dataset.buckets = [range(5), range(5, 10)]
+    trainer = make_trainer(tmp_path, dataset=dataset)
+    shapes = [batch["image"].shape[2:] for batch in trainer._loader(0)]
+    assert shapes == [(16, 16, 8), (8, 8, 8)] * 2
+    trainer.train()
+
+
+def test_a_model_on_its_own_is_trained_and_saved(tmp_path):
+    """Without a pipeline the objective has to know what the model learns, and the caller how it is looked at."""
+    unet, looks = make_unet(in_channels=1, out_channels=1), []
+
+    def objective(model, batch, noise):
+        loss = model(batch["image"], torch.zeros(2), return_dict=False)[0].square().mean()
+        objective.terms = {"half": loss.detach() / 2}
+        return loss
+
+    AcceleratorState._reset_state(reset_partial_state=True)
+    GradientState._reset_state()
+    args = TrainingArguments(str(tmp_path), max_train_steps=4, validation_steps=2, logging_steps=2, max_grad_norm=None)
+    validate = lambda shown, folder, step: looks.append((shown, folder, step))  # noqa: E731
+    trainer = Trainer(make_accelerator(args), unet, None, objective, RandomVolumes(), args, validate=validate)
+    result = trainer.train()
+    assert looks == [(result, tmp_path / "validation", 2), (result, tmp_path / "validation", 4)]
+    saved = type(unet).from_pretrained(tmp_path).state_dict()
+    assert all(torch.equal(tensor, saved[name]) for name, tensor in result.state_dict().items())
+    assert {"model", "model_ema"} <= {path.name for path in (tmp_path / "checkpoint-4").iterdir()}
+    for record in read_log(tmp_path / "training_log.jsonl"):
+        assert record["half"] == pytest.approx(record["loss"] / 2, abs=1e-6)

@@ -134,7 +134,7 @@ class VolumeDataset(Dataset[dict[str, torch.Tensor]]):
         if len(grids) > 1:
             raise ValueError(
                 f"The subjects have different grids ({', '.join(map(str, sorted(grids)[:4]))}); bring them to one with "
-                "--resolution (and --spacing, where voxel sizes differ)."
+                "--resolution or --grids, whichever the script has (and --spacing, where voxel sizes differ)."
             )
         self.indices = good
         self.grid = grids.pop()

@@ -45,7 +45,7 @@ class TrainingArguments:
     adam_beta2: float = option(0.999, "AdamW beta 2.")
     adam_weight_decay: float = option(0.0, "AdamW weight decay.")
     adam_epsilon: float = option(1e-8, "AdamW epsilon.")
-    max_grad_norm: float = option(1.0, "Gradients are scaled down to this norm.")
+    max_grad_norm: float | None = option(1.0, "Gradients are scaled down to this norm; None: as they are.")
     mixed_precision: str | None = option(
         None, "no, bf16 or fp16; default: what accelerate launch says. The weights stay float32."
     )
@@ -75,7 +75,8 @@ class TrainingArguments:
         for name in _NOT_NEGATIVE:
             self._require(name, getattr(self, name) >= 0, "give a number of at least 0")
         for name in _POSITIVE:
-            self._require(name, getattr(self, name) > 0, "give a number above 0")
+            value = getattr(self, name)
+            self._require(name, value is None or value > 0, "give a number above 0")
         for name in _BELOW_ONE:
             self._require(name, 0 <= getattr(self, name) < 1, "give a number from 0 up to, but not, 1")
         if self.lr_scheduler == "constant" and self.lr_warmup_steps:

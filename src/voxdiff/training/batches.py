@@ -15,7 +15,9 @@ from torch.utils.data import Dataset, Sampler
 class GlobalBatchSampler(Sampler[list[tuple[int, int, int]]]):
     """Micro-batches of this process: lists of ``(data set index, step, position in the global batch)``.
 
-    The global batch of a step is the next ``global_batch_size`` entries of an endless chain of permutations.
+    The global batch of a step is the next ``global_batch_size`` entries of an endless chain of permutations. With
+    buckets, each has its own chain, and the steps take them in turn: a smaller one is seen more often, so that all get
+    as many steps as the largest (multi-resolution training of 3D MedDiffusion).
 
     Args:
         dataset_size: Samples in the data set.
@@ -26,6 +28,10 @@ class GlobalBatchSampler(Sampler[list[tuple[int, int, int]]]):
         seed: Seed of the permutations.
         first_step: First optimiser step, when resuming.
         last_step: One past the last optimiser step.
+        buckets: Groups of data set indices that can be stacked, such as the samples of one grid; default: one of all.
+
+    Raises:
+        ValueError: If a bucket is empty.
     """
 
     def __init__(
@@ -39,8 +45,11 @@ class GlobalBatchSampler(Sampler[list[tuple[int, int, int]]]):
         seed: int = 0,
         first_step: int = 0,
         last_step: int,
+        buckets: Sequence[Sequence[int]] | None = None,
     ) -> None:
-        self.dataset_size = dataset_size
+        self.buckets = [range(dataset_size)] if buckets is None else list(buckets)
+        if not all(map(len, self.buckets)):
+            raise ValueError(f"The buckets hold {[*map(len, self.buckets)]} samples; give at least one to each.")
         self.global_batch_size = global_batch_size
         self.micro_batch_size = global_batch_size // (accumulation * num_processes)
         self.accumulation = accumulation
@@ -48,7 +57,7 @@ class GlobalBatchSampler(Sampler[list[tuple[int, int, int]]]):
         self.num_processes = num_processes
         self.seed = seed
         self.steps = range(first_step, last_step)
-        self._permutations: dict[int, list[int]] = {}
+        self._permutations: dict[tuple[int, int], list[int]] = {}
 
     def __len__(self) -> int:
         return len(self.steps) * self.accumulation
@@ -60,12 +69,20 @@ class GlobalBatchSampler(Sampler[list[tuple[int, int, int]]]):
                 yield [(self._index(step, place), step, place) for place in range(first, first + self.micro_batch_size)]
 
     def _index(self, step: int, place: int) -> int:
-        epoch, offset = divmod(step * self.global_batch_size + place, self.dataset_size)
-        if epoch not in self._permutations:
-            order = torch.randperm(self.dataset_size, generator=keyed_generator(self.seed, "order", epoch)).tolist()
-            self._permutations = {key: value for key, value in self._permutations.items() if key >= epoch - 1}
-            self._permutations[epoch] = order
-        return self._permutations[epoch][offset]
+        turn, number = divmod(step, len(self.buckets))
+        bucket = self.buckets[number]
+        epoch, offset = divmod(turn * self.global_batch_size + place, len(bucket))
+        return bucket[self._permutation(number, epoch, len(bucket))[offset]]
+
+    def _permutation(self, number: int, epoch: int, size: int) -> list[int]:
+        if (number, epoch) not in self._permutations:
+            key = ("order", epoch) if number == 0 else ("order", epoch, "bucket", number)
+            order = torch.randperm(size, generator=keyed_generator(self.seed, *key)).tolist()
+            recent = {
+                key: value for key, value in self._permutations.items() if key[0] != number or key[1] >= epoch - 1
+            }
+            self._permutations = {**recent, (number, epoch): order}
+        return self._permutations[number, epoch]
 
 
 class KeyedDataset(Dataset):

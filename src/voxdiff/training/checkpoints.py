@@ -1,4 +1,4 @@
-"""Checkpoints, and the pipeline at the end, that are either whole or absent."""
+"""Checkpoints, and the pipeline or model at the end, that are either whole or absent."""
 
 import json
 import os
@@ -118,10 +118,21 @@ def save_pipeline(pipeline: DiffusionPipeline, folder: Path) -> None:
         pipeline.save_pretrained(temporary)
         text = f"import voxdiff  # noqa: F401\nfrom voxdiff import {type(pipeline).__name__}  # noqa: F401\n"
         Path(temporary, "pipeline.py").write_text(text, encoding="utf-8")
-        make_readable(Path(temporary))
-        for part in sorted(Path(temporary).iterdir(), key=lambda path: path.name == "model_index.json"):
-            with atomic_path(folder / part.name) as destination:
-                os.replace(part, destination)
+        _move_parts(Path(temporary), folder, last="model_index.json")
+
+
+def save_model(model: Any, folder: Path) -> None:
+    """Write a model into a folder that may hold other things, file by file, ``config.json`` last."""
+    with tempfile.TemporaryDirectory(prefix=".model-", dir=folder) as temporary:
+        model.save_pretrained(temporary)
+        _move_parts(Path(temporary), folder, last="config.json")
+
+
+def _move_parts(source: Path, folder: Path, *, last: str) -> None:
+    make_readable(source)
+    for part in sorted(source.iterdir(), key=lambda path: path.name == last):
+        with atomic_path(folder / part.name) as destination:
+            os.replace(part, destination)
 
 
 def make_readable(folder: Path) -> None:

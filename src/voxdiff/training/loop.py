@@ -1,12 +1,13 @@
 """The one training loop: Accelerate, EMA, atomic checkpoints and exact resume for every method."""
 
 import json
+import math
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from accelerate import Accelerator
@@ -14,12 +15,14 @@ from diffusers.optimization import get_scheduler
 from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
+from voxdiff.training.adversary import AdversarialObjective, Adversary
 from voxdiff.training.arguments import TrainingArguments
 from voxdiff.training.batches import GlobalBatchSampler, KeyedDataset, SampleNoise, collate
 from voxdiff.training.checkpoints import (
     find_checkpoint,
     read_state,
     save_checkpoint,
+    save_model,
     save_pipeline,
     store_as_folders,
 )
@@ -33,29 +36,34 @@ Objective = Callable[[nn.Module, dict[str, Any], SampleNoise], torch.Tensor]
 
 
 class Trainer:
-    """Trains one component of a pipeline.
+    """Trains one component of a pipeline, or a model on its own.
 
     Args:
         accelerator: From :func:`voxdiff.training.make_accelerator`.
-        pipeline: The pipeline being trained; at the end it holds the averaged weights.
-        component: Name of the trained component, such as ``"unet"``.
-        objective: ``(model, batch, noise) -> loss``.
-        dataset: Map-style data set of dicts.
+        pipeline: The pipeline being trained, which at the end holds the averaged weights; or the model.
+        component: Name of the trained component, such as ``"unet"``; None for a model on its own.
+        objective: ``(model, batch, noise) -> loss``. It may have ``terms``, the parts of its last loss by name, which
+            are logged beside it, and an ``adversary``, see :class:`voxdiff.training.adversary.Adversary`.
+        dataset: Map-style data set of dicts. It may have ``buckets``, see
+            :class:`voxdiff.training.batches.GlobalBatchSampler`.
         args: The run's arguments.
         run_config: Everything that was asked for, as plain values; saved as ``run.json`` and in each checkpoint.
         validation_inputs: Arguments of the pipeline's call at each validation, such as conditions.
+        validate: ``(pipeline, folder, step)``, called at each validation instead of sampling the pipeline; ``pipeline``
+            is the pipeline or the model, holding the weights to look at.
     """
 
     def __init__(
         self,
         accelerator: Accelerator,
         pipeline: Any,
-        component: str,
+        component: str | None,
         objective: Objective,
         dataset: Dataset,
         args: TrainingArguments,
         run_config: dict[str, Any] | None = None,
         validation_inputs: Mapping[str, Any] | None = None,
+        validate: Callable[[Any, Path, int], object] | None = None,
     ) -> None:
         self.accelerator = accelerator
         self.pipeline = pipeline.to(accelerator.device)
@@ -64,17 +72,20 @@ class Trainer:
         self.dataset = dataset
         self.args = args
         self.run_config = run_config or asdict(args)
-        self.validation_inputs = validation_inputs
+        self.validate = validate or partial(
+            save_validation_volumes, args=args, accelerator=accelerator, inputs=validation_inputs
+        )
         self.output_dir = Path(args.output_dir)
 
-        network = getattr(pipeline, component)
+        network = getattr(pipeline, component) if component else self.pipeline
         if args.channels_last:
             network.to(memory_format=torch.channels_last_3d)
         if args.gradient_checkpointing:
             network.enable_gradient_checkpointing()
         self.network = network.train()
         self.ema = ExponentialMovingAverage(network, args.ema_decay) if args.use_ema else None
-        optimizer = torch.optim.AdamW(network.parameters(), **self._optimizer_settings)
+        trained = [parameter for parameter in network.parameters() if parameter.requires_grad]
+        optimizer = torch.optim.AdamW(trained, **self._optimizer_settings)
         # Not prepared by Accelerate, which would advance it once a process instead of once a step.
         self.lr_scheduler = get_scheduler(
             args.lr_scheduler,
@@ -84,8 +95,11 @@ class Trainer:
         )
         self.model, self.optimizer = accelerator.prepare(network, optimizer)
         accelerator.register_for_checkpointing(self.lr_scheduler)
-        averaged = {f"{component}_ema": self.ema.model} if self.ema else {}
-        store_as_folders(accelerator, {component: network, **averaged})
+        self.adversary = self._make_adversary()
+        name = component or "model"
+        averaged = {f"{name}_ema": self.ema.model} if self.ema else {}
+        opponent = {"adversary": self.adversary.network} if self.adversary else {}
+        store_as_folders(accelerator, {name: network, **averaged, **opponent})
 
     @property
     def global_batch_size(self) -> int:
@@ -94,7 +108,7 @@ class Trainer:
         return args.train_batch_size * args.gradient_accumulation_steps * self.accelerator.num_processes
 
     def train(self) -> Any:
-        """Run to ``max_train_steps``, save the pipeline to ``output_dir`` and return it.
+        """Run to ``max_train_steps``, save the pipeline (or model) to ``output_dir`` and return it.
 
         Raises:
             FloatingPointError: At the first non-finite loss or gradient, with the layer it came from.
@@ -121,30 +135,53 @@ class Trainer:
                 state["run"] = self.run_config
                 save_checkpoint(accelerator, self.output_dir, state, limit=args.checkpoints_total_limit)
 
-        setattr(self.pipeline, self.component, (self.network if self.ema is None else self.ema.model).eval())
+        result = self._holding((self.network if self.ema is None else self.ema.model).eval())
         if accelerator.is_main_process:
-            save_pipeline(self.pipeline, self.output_dir)
+            save = save_pipeline if self.component else save_model
+            save(result, self.output_dir)
         accelerator.wait_for_everyone()
         accelerator.end_training()
-        return self.pipeline
+        return result
 
     def _optimise(self, loader: Iterator[dict[str, Any]]) -> torch.Tensor:
-        """One optimiser step; returns the mean loss over this process's micro-batches."""
+        """One optimiser step; returns the loss and its terms, means over this process's micro-batches."""
         batches, losses = [], []
+        opponent = [self.adversary.model] if self.adversary else []
         for _ in range(self.args.gradient_accumulation_steps):
             batches.append(next(loader))
-            with self.accelerator.accumulate(self.model):
+            with self.accelerator.accumulate(self.model, *opponent):
                 loss = self._loss(self.model, batches[-1])
                 self.accelerator.backward(loss)
-                losses.append(loss.detach())
                 if self.accelerator.sync_gradients:
-                    norm = self.accelerator.clip_grad_norm_(self.model.parameters(), self.args.max_grad_norm)
+                    norm = self.accelerator.clip_grad_norm_(
+                        self.model.parameters(), self.args.max_grad_norm or math.inf
+                    )
                     self._require_finite(norm, batches)
                 self.optimizer.step()
+                self.optimizer.zero_grad()
+                if self.adversary is not None:
+                    self.adversary.optimise(self.lr_scheduler.get_last_lr()[0])
                 if self.accelerator.sync_gradients:
                     self.lr_scheduler.step()
-                self.optimizer.zero_grad()
-        return torch.stack(losses).mean()
+                losses.append(torch.stack([loss.detach(), *self._terms.values()]))
+        return torch.stack(losses).mean(0)
+
+    @property
+    def _terms(self) -> dict[str, torch.Tensor]:
+        return getattr(self.objective, "terms", {})
+
+    def _make_adversary(self) -> Adversary | None:
+        if getattr(self.objective, "adversary", None) is None:
+            return None
+        objective = cast(AdversarialObjective, self.objective)
+        return Adversary(self.accelerator, objective, self.args, self._optimizer_settings)
+
+    def _holding(self, network: nn.Module) -> Any:
+        """The pipeline with a network in the place of the trained one, or the network itself."""
+        if self.component is None:
+            return network
+        setattr(self.pipeline, self.component, network)
+        return self.pipeline
 
     def _loss(self, model: nn.Module, batch: dict[str, Any]) -> torch.Tensor:
         device = self.accelerator.device
@@ -178,6 +215,7 @@ class Trainer:
             seed=args.seed,
             first_step=first_step,
             last_step=args.max_train_steps,
+            buckets=getattr(self.dataset, "buckets", None),
         )
         return DataLoader(
             KeyedDataset(self.dataset),
@@ -200,9 +238,10 @@ class Trainer:
         return TrainingLog(self.output_dir / "training_log.jsonl", first_step=step)
 
     def _log(self, log: TrainingLog | None, step: int, losses: list[torch.Tensor], seconds: float) -> None:
+        means = [round(mean, 6) for mean in self._over_processes(losses).mean(0).tolist()]
         record = {
             "step": step,
-            "loss": round(self._over_processes(losses).mean().item(), 6),
+            **dict(zip(["loss", *self._terms], means, strict=True)),
             "learning_rate": self.lr_scheduler.get_last_lr()[0],
             "seconds_per_step": round(seconds, 3),
         }
@@ -212,17 +251,16 @@ class Trainer:
             print(f"step {step}: loss {record['loss']:.5f}, {seconds:.2f} s a step", flush=True)
 
     def _over_processes(self, losses: list[torch.Tensor]) -> torch.Tensor:
-        """Losses of steps, averaged over the processes."""
+        """Losses and terms of steps, a row a step, averaged over the processes."""
         if not losses:
             return torch.zeros(0)
         return self.accelerator.reduce(torch.stack(losses), reduction="mean")
 
     def _validate(self, step: int) -> None:
         if self.accelerator.is_main_process:
-            setattr(self.pipeline, self.component, self.network.eval() if self.ema is None else self.ema.model)
-            folder = self.output_dir / "validation"
-            save_validation_volumes(self.pipeline, folder, step, self.args, self.accelerator, self.validation_inputs)
-            setattr(self.pipeline, self.component, self.network.train())
+            shown = self._holding(self.network.eval() if self.ema is None else self.ema.model)
+            self.validate(shown, self.output_dir / "validation", step)
+            self._holding(self.network.train())
         self.accelerator.wait_for_everyone()
 
     @property
@@ -238,16 +276,19 @@ class Trainer:
     @property
     def _identity(self) -> dict[str, Any]:
         """What must not change when a run is resumed."""
+        scheduler = getattr(self.pipeline, "scheduler", None)
         identity = {
-            **self.network.config,
-            **self.pipeline.config,
-            "prediction_type": self.pipeline.scheduler.config.get("prediction_type"),
+            **_settings_of(self.network),
+            **_settings_of(self.pipeline),
+            **({"prediction_type": scheduler.config.get("prediction_type")} if scheduler else {}),
+            "adversary": _settings_of(self.adversary.network) if self.adversary else None,
+            "trained_parameters": sum(weight.numel() for weight in self.network.parameters() if weight.requires_grad),
             "samples": len(self.dataset),  # type: ignore[arg-type]
             "global_batch_size": self.global_batch_size,
             "seed": self.args.seed,
             "use_ema": self.args.use_ema,
         }
-        return json.loads(json.dumps({key: value for key, value in identity.items() if not key.startswith("_")}))
+        return json.loads(json.dumps(identity))
 
     def _resume(self) -> tuple[int, list[torch.Tensor]]:
         """Load the checkpoint asked for; returns its step and the losses since the last line of the log."""
@@ -274,3 +315,8 @@ class Trainer:
             group.update(self._optimizer_settings, initial_lr=self.args.learning_rate)
             group["lr"] *= self.lr_scheduler.lr_lambdas[0](self.lr_scheduler.last_epoch)
         self.lr_scheduler._last_lr = [group["lr"] for group in self.optimizer.param_groups]
+
+
+def _settings_of(part: Any) -> dict[str, Any]:
+    """A configuration without diffusers' own keys, which saving and loading change."""
+    return {key: value for key, value in part.config.items() if not key.startswith("_")}
