@@ -1,10 +1,12 @@
 #!/usr/bin/env bash
 # What a session with a GPU does, in commands of at most ten minutes on a bare machine that cannot reach a registry.
 #
-#   bash benchmarks/gpu.sh pack      here, before: wheels into .whl/; with OFFICIAL=DIR a copy of its network in .gpu/
+#   bash benchmarks/gpu.sh pack      here, before: wheels into .whl/; with OFFICIAL=DIR (wdm-3d) and MED_OFFICIAL=DIR
+#                                    (3D-MedDiffusion) copies of their networks in .gpu/
 #   bash benchmarks/gpu.sh test      there: goldens, precision, pipeline, torch.compile on CUDA, then the fast tests
 #   bash benchmarks/gpu.sh bench     there: bench_wdm.py and bench_wavelets.py; results to $OUT
 #   bash benchmarks/gpu.sh nearest   there: bench_nearest.py, 500 against 1262 volumes at 128 voxels a side
+#   bash benchmarks/gpu.sh patch_volume   there: bench_patch_volume.py at 256³ and 8x at 512³, bench_stage2_memory.py
 #   bash benchmarks/gpu.sh train     there: wdm-brain-64 for TRAIN_SECONDS, resuming; then export
 #   bash benchmarks/gpu.sh export    there: raw and averaged weights in 16 bit, log and pictures to $OUT
 #   bash benchmarks/gpu.sh stats     there: statistics of the latest averaged weights to $OUT
@@ -26,7 +28,7 @@ CACHE=${CACHE:-runs/cohort}
 SITE=${SITE:-/tmp/site}
 PYTHON=${PYTHON:-python3}
 WHEELS=(diffusers datasets nibabel monai ptwt PyWavelets dill multiprocess requests charset-normalizer
-  importlib_metadata zipp)
+  importlib_metadata zipp einops einops-exts timm)
 LIMIT_MIB=64
 
 pack() {
@@ -45,6 +47,11 @@ pack() {
     rm -rf .gpu/official
     mkdir -p .gpu/official
     (cd "$OFFICIAL" && tar -cf - DWT_IDWT/*.py guided_diffusion/*.py) | tar -xf - -C .gpu/official
+  fi
+  if [[ -n ${MED_OFFICIAL:-} ]]; then
+    rm -rf .gpu/med_official
+    mkdir -p .gpu/med_official
+    (cd "$MED_OFFICIAL" && tar -cf - AutoEncoder/*.py AutoEncoder/model/*.py ddpm/*.py) | tar -xf - -C .gpu/med_official
   fi
   local tree wheels total
   tree=$(git ls-files -z --cached --others --exclude-standard | xargs -0 du -cb --apparent-size 2>/dev/null |
@@ -100,6 +107,22 @@ nearest() {
   OMP_NUM_THREADS=1 simulate "$subjects"
   "$PYTHON" benchmarks/bench_nearest.py --device "$DEVICE" "${arguments[@]}" --candidates 0 --memory 20 \
     --cache-dir "$CACHE" --out "$OUT" --name "nearest_${DEVICE%%:*}"
+}
+
+# One command a size: each ends well within the ten minutes, and what is done adds to the same result.
+patch_volume() {
+  local official=() arguments=(--device "$DEVICE" --out "$OUT")
+  [[ -d .gpu/med_official ]] && official=(--official .gpu/med_official)
+  if [[ -n $SMALL ]]; then
+    "$PYTHON" benchmarks/bench_patch_volume.py "${official[@]}" "${arguments[@]}" --sizes 64 --factors 8 --rounds 1 \
+      --parts encode denoise
+    "$PYTHON" benchmarks/bench_stage2_memory.py "${arguments[@]}" --grids 64x64x64 --factors 4 --variants efficient
+    return
+  fi
+  "$PYTHON" benchmarks/bench_patch_volume.py "${official[@]}" "${arguments[@]}" --sizes 256 --rounds 3 --add
+  "$PYTHON" benchmarks/bench_stage2_memory.py "${official[@]}" "${arguments[@]}" \
+    --grids 64x64x64 128x128x128 192x192x192
+  "$PYTHON" benchmarks/bench_patch_volume.py "${official[@]}" "${arguments[@]}" --sizes 512 --factors 8 --rounds 1 --add
 }
 
 # Simulate the subjects on all cores, before the training reads them one by one.
@@ -173,11 +196,12 @@ case ${1:-} in
   test) prepare && check ;;
   bench) prepare && bench ;;
   nearest) prepare && nearest ;;
+  patch_volume) prepare && patch_volume ;;
   train) prepare && train ;;
   export) prepare && export_weights ;;
   stats) prepare && stats ;;
   *)
-    sed -n '2,17p' "$0" | sed 's/^# \{0,1\}//'
+    sed -n '2,19p' "$0" | sed 's/^# \{0,1\}//'
     exit 2
     ;;
 esac
