@@ -61,6 +61,8 @@ def test_files_that_are_absent_or_in_the_way_are_named(checkpoint, tmp_path):
         (["wdm", "--autoencoder", "ae.ckpt"], "belongs to med"),
         (["med"], "med takes --autoencoder"),
         (["med", "--autoencoder", "absent.ckpt"], "absent.ckpt"),
+        (["med-biflownet"], "There are no presets for 'med-biflownet'"),
+        (["med-autoencoder", "--preset", "brats-128"], "`voxdiff convert med` makes a pipeline"),
     ],
 )
 def test_med_and_the_others_take_different_options(arguments, reason, checkpoint, tmp_path):

@@ -60,7 +60,7 @@ def _convert(
         return convert_med_checkpoints(autoencoder, checkpoint, out)
     if autoencoder is not None:
         raise ValueError(f"--autoencoder belongs to med, and the network is {name!r}; leave it out.")
-    if preset is None:
+    if preset is None and not name.startswith("med-"):
         raise ValueError(f"--preset is missing, which says how the {name!r} model was trained; see --help.")
     overrides = {} if norm_num_groups is None else {"norm_num_groups": norm_num_groups}
-    return convert_checkpoint(name, checkpoint, out, preset=preset, **overrides)
+    return convert_checkpoint(name, checkpoint, out, preset=preset or "", **overrides)

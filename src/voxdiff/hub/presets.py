@@ -130,6 +130,11 @@ def find_preset(name: str, converter: str) -> Preset:
         ValueError: There is no such preset, or it belongs to another converter.
     """
     allowed = [key for key, preset in PRESETS.items() if preset.converter == converter]
+    if not allowed:
+        raise ValueError(
+            f"There are no presets for {converter!r}; with voxdiff.convert_state_dict it becomes a model, and `voxdiff "
+            "convert med` makes a pipeline of the two checkpoints of 3D MedDiffusion."
+        )
     if name not in allowed:
         problem = f"belongs to {PRESETS[name].converter!r} models" if name in PRESETS else "is unknown"
         raise ValueError(f"The preset {name!r} {problem}; for {converter!r} choose one of {', '.join(allowed)}.")
