@@ -1,13 +1,16 @@
 """`voxdiff evaluate`: measure a folder of synthetic volumes; `voxdiff compare`: several methods in one table."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
 from rich.markdown import Markdown
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+if TYPE_CHECKING:
+    from voxdiff.metrics.stages import Advance, Stage
 
 
 def evaluate(
@@ -73,29 +76,28 @@ def evaluate(
             seed=seed,
             device=device,
         )
+        sets: dict[str, Any] = {"train": train, "masks": masks}
+        if labels_real and labels_synthetic:
+            sets["labels"] = (labels_real, labels_synthetic)
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
         with Progress(*columns, console=console, transient=True) as progress:
-
-            def on_stage(text: str, total: int):
-                task = progress.add_task(text, total=total)
-                return lambda: progress.advance(task)
-
-            report = run(
-                real,
-                synthetic,
-                train=train,
-                masks=masks,
-                labels=(labels_real, labels_synthetic) if labels_real and labels_synthetic else None,
-                out=out,
-                name=name,
-                options=options,
-                on_stage=on_stage,
-            )
+            on_stage = _stages_of(progress)
+            report = run(real, synthetic, out=out, name=name, options=options, on_stage=on_stage, **sets)
     except (ValueError, OSError, ModuleNotFoundError) as error:
         console.print(f"[bold red]Error:[/] {escape(str(error))}", soft_wrap=True)
         raise typer.Exit(1) from error
     Console().print(Markdown(report.to_markdown()))
     Console().print(f"[bold green]Written:[/] {escape(str(out / 'report.json'))}", soft_wrap=True)
+
+
+def _stages_of(progress: Progress) -> "Stage":
+    """A callback that shows each stage as a bar of its own."""
+
+    def on_stage(text: str, total: int) -> "Advance":
+        task = progress.add_task(text, total=total)
+        return lambda: progress.advance(task)
+
+    return on_stage
 
 
 def compare(

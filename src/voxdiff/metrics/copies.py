@@ -185,6 +185,12 @@ class _Query:
         self.max_shift = max_shift
 
     def search(self, references: torch.Tensor, flips: Sequence[Axes]) -> _Search:
+        """The flip and the whole-cell move under which each reference is nearest on the coarse grid.
+
+        Args:
+            references: (number, coarse cells), of norm 1.
+            flips: mirrorings to try.
+        """
         features = self.phases[0, 0, 0]
         reach = [round(self.max_shift * size) for size in features.shape[1:]]
         moves = list(itertools.product(*(range(-most, most + 1) for most in reach)))
