@@ -7,8 +7,6 @@ accelerate launch training_scripts/train_patch_volume_autoencoder.py --cohort mr
     --block_out_channels 48,96,96 --output_dir OUT
 """
 
-import shlex
-import sys
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -35,7 +33,7 @@ from voxdiff.training.checkpoints import find_checkpoint, save_model
 from voxdiff.training.objective_autoencoder import AutoencoderObjective
 from voxdiff.training.perceptual_loss import TriPlanePerceptualLoss
 from voxdiff.training.random_crops import RandomCrops
-from voxdiff.training.script import one_sentence_errors, removed_on_error, require_outside
+from voxdiff.training.script import launch_command, one_sentence_errors, removed_on_error, require_outside
 from voxdiff.training.volume_samples import HeldOutVolumes, VolumeSamples, hold_out
 from voxdiff.workflows.autoencoder_report import check_autoencoder, save_reconstructions, write_autoencoder_report
 
@@ -58,7 +56,7 @@ def main() -> None:
     if accelerator.is_main_process:
         report(samples, left_out, vae, objective, accelerator.num_processes)
 
-    run_config = {"data": asdict(data), "model": asdict(model), "training": asdict(args), "command": command()}
+    run_config = {"data": asdict(data), "model": asdict(model), "training": asdict(args), "command": launch_command()}
     shown = [held_out[place % len(held_out)] for place in range(args.num_validation_volumes)]
     trainer = Trainer(
         accelerator,
@@ -153,10 +151,6 @@ def report(
         f"loss: {perceptual}; {processes} process(es)",
         flush=True,
     )
-
-
-def command() -> str:
-    return shlex.join(["accelerate", "launch", *sys.argv])
 
 
 def finish(vae: Any, held_out: HeldOutVolumes, output_dir: Path) -> None:

@@ -6,8 +6,6 @@ accelerate launch training_scripts/train_patch_volume_ldm.py --vae VAE --cohort 
     --output_dir OUT
 """
 
-import shlex
-import sys
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -18,20 +16,17 @@ from diffusers import ModelMixin
 from transformers import HfArgumentParser
 
 import voxdiff
-from voxdiff.hub.publish import publish_folder, require_access
+from voxdiff.hub.publish import require_access
 from voxdiff.hub.registry import resolve_model
-from voxdiff.hub.training_card import training_card
 from voxdiff.models.autoencoder_3d import Autoencoder3D
 from voxdiff.pipelines.pipeline_patch_volume_ldm import PatchVolumeLDMPipeline
 from voxdiff.training import Trainer, TrainingArguments, make_accelerator
 from voxdiff.training.checkpoints import find_checkpoint
 from voxdiff.training.class_sources import VolumeSource
 from voxdiff.training.latent_model_arguments import LatentModelArguments
-from voxdiff.training.log import read_log
 from voxdiff.training.objective_latent import LatentDiffusionObjective
-from voxdiff.training.script import one_sentence_errors, removed_on_error, require_outside
+from voxdiff.training.script import launch_command, one_sentence_errors, removed_on_error, require_outside
 from voxdiff.training.source_arguments import SourceArguments
-from voxdiff.volumes import atomic_path
 from voxdiff.workflows.autoencoder_report import (
     REPORT_FILE,
     check_autoencoder,
@@ -39,6 +34,7 @@ from voxdiff.workflows.autoencoder_report import (
     write_autoencoder_report,
 )
 from voxdiff.workflows.cached_latents import LatentDataset, encode_latents, plan_latents
+from voxdiff.workflows.publish_run import publish_run
 
 AUTOENCODERS = ("AutoencoderPatchVolume", "AutoencoderKL3D")
 REPORTED_VOLUMES = 8  # of each class and grid
@@ -74,7 +70,7 @@ def main() -> None:
         report(latents, left_out, pipeline, accelerator.num_processes)
 
     args.num_validation_volumes = max(args.num_validation_volumes, len(latents.classes))
-    run_config = {"data": asdict(data), "model": asdict(model), "training": asdict(args), "command": command()}
+    run_config = {"data": asdict(data), "model": asdict(model), "training": asdict(args), "command": launch_command()}
     objective = LatentDiffusionObjective(
         pipeline.scheduler,
         loss_type=model.loss_type,
@@ -85,7 +81,7 @@ def main() -> None:
     trainer = Trainer(accelerator, pipeline, "unet", objective, latents, args, run_config, inputs)
     pipeline = trainer.train()
     if accelerator.is_main_process:
-        publish(pipeline, run_config, describe(data, latents), trainer.global_batch_size)
+        publish_run(pipeline, run_config, data=describe(data, latents), global_batch_size=trainer.global_batch_size)
 
 
 def check_before_loading(data: SourceArguments, model: LatentModelArguments, args: TrainingArguments) -> None:
@@ -264,23 +260,6 @@ def describe(data: SourceArguments, latents: LatentDataset) -> str:
     if data.cohort is not None:
         return f"{volumes} from voxdiff's simulated cohort ({data.cohort}); no real patient is in it"
     return f"{volumes} from the folder `{Path(data.train_data_dir or data.latents_dir or '').resolve().name}`"
-
-
-def command() -> str:
-    return shlex.join(["accelerate", "launch", *sys.argv])
-
-
-def publish(pipeline: PatchVolumeLDMPipeline, run_config: dict, data: str, global_batch_size: int) -> None:
-    """Write the card beside the trained pipeline, and send both to the Hub if that was asked for."""
-    args = run_config["training"]
-    output_dir = Path(args["output_dir"])
-    records = read_log(output_dir / "training_log.jsonl")
-    loss = records[-1]["loss"] if records else None
-    card = training_card(pipeline, run_config, data=data, global_batch_size=global_batch_size, final_loss=loss)
-    with atomic_path(output_dir / "README.md") as temporary:
-        temporary.write_text(card, encoding="utf-8")
-    if args["push_to_hub"]:
-        print(publish_folder(output_dir, args["hub_model_id"], private=args["hub_private_repo"]))
 
 
 if __name__ == "__main__":

@@ -4,8 +4,6 @@ accelerate launch training_scripts/train_wavelet_diffusion.py --train_data_dir D
 accelerate launch training_scripts/train_wavelet_diffusion.py --cohort mr --resolution 64 --output_dir OUT
 """
 
-import shlex
-import sys
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -13,9 +11,8 @@ import torch
 from transformers import HfArgumentParser
 
 from voxdiff.data.volume_dataset import VolumeDataset
-from voxdiff.hub.publish import publish_folder, require_access
+from voxdiff.hub.publish import require_access
 from voxdiff.hub.registry import resolve_model
-from voxdiff.hub.training_card import training_card
 from voxdiff.models.unet_wavelet_3d import WaveletUNet3DModel
 from voxdiff.pipelines.pipeline_wavelet_diffusion import WaveletDiffusionPipeline
 from voxdiff.schedulers import make_scheduler
@@ -23,11 +20,11 @@ from voxdiff.training import DataArguments, Trainer, TrainingArguments, make_acc
 from voxdiff.training.arguments import option
 from voxdiff.training.checkpoints import find_checkpoint
 from voxdiff.training.data_arguments import numbers, refuse
-from voxdiff.training.log import read_log
 from voxdiff.training.objective_wavelet import WaveletDiffusionObjective
-from voxdiff.training.script import one_sentence_errors, removed_on_error, require_outside
-from voxdiff.volumes import VolumeProcessor, atomic_path
+from voxdiff.training.script import launch_command, one_sentence_errors, removed_on_error, require_outside
+from voxdiff.volumes import VolumeProcessor
 from voxdiff.wavelets import BAND_NAMES, WaveletTransform
+from voxdiff.workflows.publish_run import publish_run
 
 PREDICTION_TYPES = ("sample", "epsilon", "v_prediction", "flow")
 
@@ -90,13 +87,13 @@ def main() -> None:
     if accelerator.is_main_process:
         report(dataset, left_out, pipeline, accelerator.num_processes)
 
-    run_config = {"data": asdict(data), "model": asdict(model), "training": asdict(args), "command": command()}
+    run_config = {"data": asdict(data), "model": asdict(model), "training": asdict(args), "command": launch_command()}
     inputs = validation_inputs(pipeline, dataset, args.num_validation_volumes, data.known_unit)
     objective = WaveletDiffusionObjective(pipeline)
     trainer = Trainer(accelerator, pipeline, "unet", objective, dataset, args, run_config, inputs)
     pipeline = trainer.train()
     if accelerator.is_main_process:
-        publish(pipeline, run_config, data.describe(len(dataset)), trainer.global_batch_size)
+        publish_run(pipeline, run_config, data=data.describe(len(dataset)), global_batch_size=trainer.global_batch_size)
 
 
 def check_before_loading(data: DataArguments, model: ModelArguments, args: TrainingArguments) -> None:
@@ -176,23 +173,6 @@ def report(dataset: VolumeDataset, left_out: list[str], pipeline: WaveletDiffusi
         print(f"left out: {problem}")
     parameters = sum(parameter.numel() for parameter in pipeline.unet.parameters())
     print(f"{len(dataset)} subjects, {parameters / 1e6:.2f} M parameters, {processes} process(es)", flush=True)
-
-
-def command() -> str:
-    return shlex.join(["accelerate", "launch", *sys.argv])
-
-
-def publish(pipeline: WaveletDiffusionPipeline, run_config: dict, data: str, global_batch_size: int) -> None:
-    """Write the card beside the trained pipeline, and send both to the Hub if that was asked for."""
-    args = run_config["training"]
-    output_dir = Path(args["output_dir"])
-    records = read_log(output_dir / "training_log.jsonl")
-    loss = records[-1]["loss"] if records else None
-    card = training_card(pipeline, run_config, data=data, global_batch_size=global_batch_size, final_loss=loss)
-    with atomic_path(output_dir / "README.md") as temporary:
-        temporary.write_text(card, encoding="utf-8")
-    if args["push_to_hub"]:
-        print(publish_folder(output_dir, args["hub_model_id"], private=args["hub_private_repo"]))
 
 
 if __name__ == "__main__":

@@ -127,6 +127,35 @@ def make_requests(
     return requests
 
 
+def check_guidance(requests: Sequence[VolumeRequest], guidance_scale: float, *, null_condition: bool) -> None:
+    """Raise ValueError unless every volume has a condition to be guided by, and the model was trained without it too."""
+    if not isinstance(guidance_scale, Real) or not 1 <= guidance_scale < math.inf:
+        raise ValueError(f"guidance_scale is {guidance_scale!r}; give 1, which is no guidance, or a larger number.")
+    if guidance_scale > 1 and not null_condition:
+        raise ValueError(
+            f"guidance_scale is {guidance_scale}, but this model was not trained without its conditions "
+            "(--label_dropout); leave it out."
+        )
+    if guidance_scale > 1 and any(request.is_empty for request in requests):
+        raise ValueError(
+            f"guidance_scale is {guidance_scale}, but there is no condition to be guided by; give class_labels or "
+            "scalars, or leave it out."
+        )
+
+
+def check_spacing(requests: Sequence[VolumeRequest], spacing: Sequence[float], output_type: str) -> None:
+    """Raise ValueError if the volumes cannot be resampled to a voxel size in mm, or not into one tensor."""
+    VolumeProcessor(spacing=spacing)
+    if output_type == "latent":
+        raise ValueError("spacing was given with output_type='latent', but latents are not resampled; leave it out.")
+    own = {request.processor.spacing for request in requests}
+    if output_type != "nifti" and len(own) > 1:
+        raise ValueError(
+            "The classes of this call have different spacings and, resampled to one, different grids; use "
+            "output_type='nifti' or call once a spacing."
+        )
+
+
 def _check_combination(
     labels: Sequence[Any],
     given: Mapping[str, Any],

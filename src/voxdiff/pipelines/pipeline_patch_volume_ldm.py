@@ -4,7 +4,6 @@ import inspect
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
-from numbers import Real
 from typing import Any, cast
 
 import numpy as np
@@ -18,7 +17,15 @@ from voxdiff.models.volume_conditions import NULL_LABEL
 from voxdiff.pipelines.base import Generators, VolumePipeline
 from voxdiff.pipelines.output import VolumePipelineOutput
 from voxdiff.pipelines.patch_volume_classes import find_class, plain_classes, read_classes
-from voxdiff.pipelines.patch_volume_requests import Labels, Scalars, VolumeRequest, count_volumes, make_requests
+from voxdiff.pipelines.patch_volume_requests import (
+    Labels,
+    Scalars,
+    VolumeRequest,
+    check_guidance,
+    check_spacing,
+    count_volumes,
+    make_requests,
+)
 from voxdiff.pipelines.resampling import resample_volume
 from voxdiff.schedulers import constrain_prediction
 from voxdiff.volumes import OutputType, VolumeProcessor
@@ -138,8 +145,8 @@ class PatchVolumeLDMPipeline(VolumePipeline):
         if size is None and len(set(grids.values())) > 1:
             raise ValueError(f"The classes of this call have different grids, {grids}; call once a grid, or pass size.")
         if spacing is not None:
-            self._check_spacing(requests, spacing, output_type)
-        self._check_guidance(requests, guidance_scale)
+            check_spacing(requests, spacing, output_type)
+        check_guidance(requests, guidance_scale, null_condition=self.null_condition)
         if not self.config["clip_latents"] and _clips(self.scheduler):
             raise ValueError(
                 f"{type(self.scheduler).__name__} clips x0 (clip_sample), but this model's clip_latents is False; give it a "
@@ -212,16 +219,7 @@ class PatchVolumeLDMPipeline(VolumePipeline):
             output_type=output_type,
             callback_on_step_end_tensor_inputs=callback_on_step_end_tensor_inputs,
         )
-        requests = make_requests(
-            batch_size,
-            class_labels,
-            scalars,
-            classes=self.volume_classes,
-            processor=self.volume_processor,
-            scalar_names=self.scalar_names,
-            null_condition=self.null_condition,
-            optional_scalars=self.optional_scalars,
-        )
+        requests = self._make_requests(batch_size, class_labels, scalars)
         self.check_inputs(requests, size, spacing, guidance_scale, output_type)
         grid = tuple(size or cast("Sequence[int]", requests[0].processor.size))
         conditions = self.prepare_conditions(requests)
@@ -307,6 +305,18 @@ class PatchVolumeLDMPipeline(VolumePipeline):
             return [image for images in parts for image in images]
         return torch.cat(parts) if output_type == "pt" else np.concatenate(parts)
 
+    def _make_requests(self, count: int, class_labels: Labels, scalars: Scalars) -> list[VolumeRequest]:
+        return make_requests(
+            count,
+            class_labels,
+            scalars,
+            classes=self.volume_classes,
+            processor=self.volume_processor,
+            scalar_names=self.scalar_names,
+            null_condition=self.null_condition,
+            optional_scalars=self.optional_scalars,
+        )
+
     def _latent_shape(self, batch_size: int, grid: Sequence[int]) -> tuple[int, ...]:
         """Shape of the latents; decoding, unlike encoding, does not need whole patches."""
         return (batch_size, self.vae.config["latent_channels"], *(count // self.vae.compression for count in grid))
@@ -327,33 +337,6 @@ class PatchVolumeLDMPipeline(VolumePipeline):
             raise ValueError(
                 f"clip_latents is True, but the normalised latents of {type(self.vae).__name__} have no bounds; pass "
                 "clip_latents=False."
-            )
-
-    def _check_spacing(self, requests: Sequence[VolumeRequest], spacing: Sequence[float], output_type: str) -> None:
-        VolumeProcessor(spacing=spacing)
-        if output_type == "latent":
-            raise ValueError(
-                "spacing was given with output_type='latent', but latents are not resampled; leave it out."
-            )
-        own = {request.processor.spacing for request in requests}
-        if output_type != "nifti" and len(own) > 1:
-            raise ValueError(
-                "The classes of this call have different spacings and, resampled to one, different grids; use "
-                "output_type='nifti' or call once a spacing."
-            )
-
-    def _check_guidance(self, requests: Sequence[VolumeRequest], guidance_scale: float) -> None:
-        if not isinstance(guidance_scale, Real) or not 1 <= guidance_scale < math.inf:
-            raise ValueError(f"guidance_scale is {guidance_scale!r}; give 1, which is no guidance, or a larger number.")
-        if guidance_scale > 1 and not self.null_condition:
-            raise ValueError(
-                f"guidance_scale is {guidance_scale}, but this model was not trained without its conditions "
-                "(--label_dropout); leave it out."
-            )
-        if guidance_scale > 1 and any(request.is_empty for request in requests):
-            raise ValueError(
-                f"guidance_scale is {guidance_scale}, but there is no condition to be guided by; give class_labels or "
-                "scalars, or leave it out."
             )
 
 

@@ -1,5 +1,6 @@
 """What every training script does around its run."""
 
+import shlex
 import shutil
 import sys
 from collections.abc import Iterator
@@ -34,3 +35,8 @@ def require_outside(output_dir: Path, data_dir: Path) -> None:
     """Raise ValueError if a run would write its own volumes among the training data."""
     if output_dir.resolve().is_relative_to(data_dir.resolve()):
         raise ValueError(f"--output_dir {output_dir} lies inside the training data {data_dir}; choose another folder.")
+
+
+def launch_command() -> str:
+    """How this script was started, for its record."""
+    return shlex.join(["accelerate", "launch", *sys.argv])
