@@ -1,6 +1,5 @@
 """Tiny training runs of autoencoders for the tests: in this process, and by the training script."""
 
-import importlib.util
 import os
 import subprocess
 import sys
@@ -106,27 +105,6 @@ def assert_same_run(left, right, tolerance=0.0, moments=True, **where):
 def difference(left, right):
     left, right = (torch.as_tensor(value, dtype=torch.float64) for value in (left, right))
     return float((left - right).abs().max() / left.abs().max().clamp(min=1))
-
-
-def load_script():
-    """The training script as a module."""
-    spec = importlib.util.spec_from_file_location(SCRIPT.stem, SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
-
-
-def run_script(monkeypatch, output_dir, *arguments):
-    """Run the script in this process: two steps unless told otherwise."""
-    AcceleratorState._reset_state(reset_partial_state=True)
-    GradientState._reset_state()
-    options = {"--max_train_steps": "2", "--logging_steps": "1", "--output_dir": str(output_dir)}
-    short = [word for name, value in options.items() if name not in arguments for word in (name, value)]
-    monkeypatch.setattr(sys, "argv", [str(SCRIPT), *map(str, arguments), *short])
-    module = load_script()
-    with module.one_sentence_errors():
-        module.main()
 
 
 def launch(*arguments, processes):

@@ -57,25 +57,39 @@ def make_trainer(output_dir, *, pipeline=None, dataset=None, objective=None, inp
     )
 
 
-def load_script():
-    """The training script as a module."""
-    spec = importlib.util.spec_from_file_location("train_wavelet_diffusion", SCRIPT)
+def load_script(script=None):
+    """A training script as a module; that of wavelet diffusion unless told otherwise."""
+    script = script or SCRIPT
+    spec = importlib.util.spec_from_file_location(script.stem, script)
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module
     spec.loader.exec_module(module)
     return module
 
 
-def run_script(monkeypatch, output_dir, *arguments):
-    """Run the script in this process: two steps unless told otherwise."""
+def run_script(monkeypatch, output_dir, *arguments, script=None):
+    """Run a script in this process: two steps unless told otherwise."""
+    script = script or SCRIPT
     AcceleratorState._reset_state(reset_partial_state=True)
     GradientState._reset_state()
     options = {"--max_train_steps": "2", "--logging_steps": "1", "--output_dir": str(output_dir)}
     short = [word for name, value in options.items() if name not in arguments for word in (name, value)]
-    monkeypatch.setattr(sys, "argv", [str(SCRIPT), *map(str, arguments), *short])
-    module = load_script()
+    monkeypatch.setattr(sys, "argv", [str(script), *map(str, arguments), *short])
+    module = load_script(script)
     with module.one_sentence_errors():
         module.main()
+
+
+def make_runner(monkeypatch, folder, cache, script=None):
+    """A function that runs a script into a subfolder and returns it; its simulated subjects come from the cache."""
+
+    def run(*arguments, out="out"):
+        if "--cohort" in arguments:
+            arguments = [*arguments, "--cache_dir", cache]
+        run_script(monkeypatch, folder / out, *arguments, script=script)
+        return folder / out
+
+    return run
 
 
 def launch(*arguments, processes=1, **environment):

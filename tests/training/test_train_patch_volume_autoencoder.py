@@ -11,11 +11,9 @@ from autoencoder_runs import (
     TINY_RUN,
     assert_same_run,
     launch,
-    load_script,
-    run_script,
 )
 from safetensors.torch import load_file
-from training_runs import read_json, write_volumes
+from training_runs import load_script, make_runner, read_json, write_volumes
 
 import voxdiff
 from voxdiff.training.log import read_log
@@ -30,15 +28,7 @@ def cache(tmp_path_factory):
 
 @pytest.fixture
 def run(monkeypatch, tmp_path, cache):
-    """Runs the script and returns its output folder."""
-
-    def call(*arguments, out="out"):
-        if "--cohort" in arguments:
-            arguments = [*arguments, "--cache_dir", cache]
-        run_script(monkeypatch, tmp_path / out, *arguments)
-        return tmp_path / out
-
-    return call
+    return make_runner(monkeypatch, tmp_path, cache, SCRIPT)
 
 
 def changed_parts(before, after):
@@ -150,7 +140,7 @@ def test_a_stage_does_not_go_on_with_the_other_or_with_another_autoencoder(run):
 
 
 def test_every_option_is_read_by_something():
-    script = load_script()
+    script = load_script(SCRIPT)
     package = SCRIPT.parents[1] / "src" / "voxdiff" / "training"
     arguments = (package / "autoencoder_arguments.py").read_text()
     network, losses = (

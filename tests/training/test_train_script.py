@@ -10,8 +10,8 @@ from training_runs import (
     TINY_COHORT,
     TINY_MODEL,
     load_script,
+    make_runner,
     read_json,
-    run_script,
     truncate,
     write_volumes,
 )
@@ -30,15 +30,7 @@ def cache(tmp_path_factory):
 
 @pytest.fixture
 def run(monkeypatch, tmp_path, cache):
-    """Runs the script and returns its output folder."""
-
-    def call(*arguments, out="out"):
-        if "--cohort" in arguments:
-            arguments = [*arguments, "--cache_dir", cache]
-        run_script(monkeypatch, tmp_path / out, *arguments)
-        return tmp_path / out
-
-    return call
+    return make_runner(monkeypatch, tmp_path, cache)
 
 
 def sample(folder, **inputs):
