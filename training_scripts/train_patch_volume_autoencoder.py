@@ -162,7 +162,10 @@ def finish(vae: Any, held_out: HeldOutVolumes, output_dir: Path) -> None:
         vae.update_latent_range(findings["latent_mean"], findings["latent_std"])
     save_model(vae, output_dir)
     problems = " ".join(check_autoencoder(findings)) or "fit for diffusion"
-    print(f"PSNR {findings['psnr']:.2f} dB, SSIM {findings['ssim']:.3f} on {findings['volumes']} volumes: {problems}")
+    patchwise = f" ({findings['patch_psnr']:.2f} dB patch by patch)" if "patch_psnr" in findings else ""
+    print(
+        f"PSNR {findings['psnr']:.2f} dB{patchwise}, SSIM {findings['ssim']:.3f} on {findings['volumes']} volumes: {problems}"
+    )
 
 
 if __name__ == "__main__":

@@ -47,6 +47,9 @@ def test_the_numbers_are_those_of_the_definitions():
     with torch.no_grad():
         latents = vae.encode(batch).latents
         reconstructed = vae.decode(latents).sample.clamp(-1, 1)
+        patchwise = vae.decode_patches(latents).sample.clamp(-1, 1)
+    errors = (batch - patchwise).square().flatten(1).mean(1)
+    assert report["patch_psnr"] == pytest.approx((10 * torch.log10(4 / errors)).mean().item(), rel=1e-5)
     errors = (batch - reconstructed).square().flatten(1).mean(1)
     assert report["psnr"] == pytest.approx((10 * torch.log10(4 / errors)).mean().item(), rel=1e-5)
     assert report["ssim"] == pytest.approx(ssim(batch + 1, reconstructed + 1, data_range=2.0).mean().item(), rel=1e-5)
@@ -130,7 +133,7 @@ def test_collapse_and_non_finite_weights_are_noticed():
     with torch.no_grad():
         vae.decoder.conv_out.bias.fill_(math.nan)
     assert check_autoencoder(measure_autoencoder(vae, make_volumes())) == [
-        "The autoencoder gives numbers that are not finite (psnr, ssim)."
+        "The autoencoder gives numbers that are not finite (psnr, patch_psnr, ssim)."
     ]
 
 

@@ -102,7 +102,8 @@ def measure_autoencoder(vae: Autoencoder3D, volumes: Sequence[torch.Tensor]) -> 
 
     Returns:
         ``volumes`` (number), ``compression``; means over the volumes of ``psnr``, ``mean_image_psnr``, ``blurred_psnr``
-        (dB, data range 2) and ``ssim``; ``latent_mean``, ``latent_std``, ``latent_min``, ``latent_max`` over all latent
+        (dB, data range 2) and ``ssim``; of an autoencoder with patches also ``patch_psnr``, decoded patch by patch, which
+        is all that the patch stage learns; ``latent_mean``, ``latent_std``, ``latent_min``, ``latent_max`` over all latent
         values before normalisation; with a codebook also ``code_share`` (entries in use, of as many as there are
         entries or latent voxels), ``codes_used`` and ``perplexity`` (exponential of the entropy of the codes). What a
         broken autoencoder makes of it is NaN.
@@ -122,6 +123,9 @@ def measure_autoencoder(vae: Autoencoder3D, volumes: Sequence[torch.Tensor]) -> 
         encoded = vae.encode(volume).latents
         original, reconstruction = volume.float(), vae.decode(encoded).sample.float().clamp(-1, 1)
         scores["psnr"].append(_psnr(original, reconstruction))
+        if vae.config.get("patch_size"):
+            patchwise = vae.decode_patches(encoded).sample.float().clamp(-1, 1)
+            scores["patch_psnr"].append(_psnr(original, patchwise))
         scores["ssim"].append(_ssim(original, reconstruction))
         scores["mean_image_psnr"].append(_psnr(original, floors.without(original)))
         scores["blurred_psnr"].append(_psnr(original, _blurred(original, vae.compression)))
