@@ -8,6 +8,7 @@
 #   bash benchmarks/gpu.sh nearest   there: bench_nearest.py, 500 against 1262 volumes at 128 voxels a side
 #   bash benchmarks/gpu.sh patch_volume   there: bench_patch_volume.py at 256³ and 8x at 512³, bench_stage2_memory.py
 #   bash benchmarks/gpu.sh train     there: wdm-brain-64 for TRAIN_SECONDS, resuming; then export
+#   bash benchmarks/gpu.sh pvldm     there: pvldm-cohort-64 by train_pvldm.sh for TRAIN_SECONDS, resuming; weights to $OUT
 #   bash benchmarks/gpu.sh export    there: raw and averaged weights in 16 bit, log and pictures to $OUT
 #   bash benchmarks/gpu.sh stats     there: statistics of the latest averaged weights to $OUT
 #
@@ -179,6 +180,29 @@ train() {
   export_weights
 }
 
+# The stages of train_pvldm.sh, longer than on a CPU; what is finished is skipped, what is not resumes.
+pvldm() {
+  local run=${PVLDM_RUN:-runs/pvldm-cohort-64} status=0 left
+  export SUBJECTS=${SUBJECTS:-2000} PATCH_STEPS=${PATCH_STEPS:-8000} VOLUME_STEPS=${VOLUME_STEPS:-4000} EVERY=${EVERY:-500}
+  export DIFFUSION_STEPS=${DIFFUSION_STEPS:-40000} WORKERS=${WORKERS:-8} RUN=$run CACHE DEVICE SMALL PYTHON
+  for stage in patch volume diffusion; do
+    [[ -e $run/$stage/model_index.json || -e $run/$stage/autoencoder_report.json ]] && continue
+    left=$((${TRAIN_SECONDS:-520} - SECONDS))
+    ((left > 20)) || break
+    timeout --signal=TERM --kill-after=20 "$left" bash benchmarks/train_pvldm.sh "$stage" || status=$?
+    ((status == 0)) || break
+  done
+  if ((status != 0 && status != 124 && status != 137 && status != 143)); then return "$status"; fi
+  for stage in patch volume; do
+    [[ -e $run/$stage/config.json ]] || continue
+    cp "$run/$stage/config.json" "$OUT/vae_config.json"
+    cp "$run/$stage/diffusion_pytorch_model.safetensors" "$OUT/vae.safetensors"
+  done
+  if compgen -G "$run/diffusion/checkpoint-*" >/dev/null; then
+    "$PYTHON" benchmarks/export_checkpoint.py "$run/diffusion" "$OUT"
+  fi
+}
+
 export_weights() {
   "$PYTHON" benchmarks/export_checkpoint.py "$RUN" "$OUT"
 }
@@ -198,10 +222,11 @@ case ${1:-} in
   nearest) prepare && nearest ;;
   patch_volume) prepare && patch_volume ;;
   train) prepare && train ;;
+  pvldm) prepare && pvldm ;;
   export) prepare && export_weights ;;
   stats) prepare && stats ;;
   *)
-    sed -n '2,19p' "$0" | sed 's/^# \{0,1\}//'
+    sed -n '2,20p' "$0" | sed 's/^# \{0,1\}//'
     exit 2
     ;;
 esac

@@ -80,6 +80,7 @@ def parse_arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
+@torch.inference_mode()
 def sample(
     pipe: PatchVolumeLDMPipeline,
     label: str,
@@ -104,12 +105,12 @@ def sample(
     return (pipe.decode(latents)[0].clamp(-1, 1) + 1) / 2
 
 
+@torch.inference_mode()
 def real_row(source: VolumeSource, pipe: PatchVolumeLDMPipeline | None) -> dict:
     """Known against measured volumes of real subjects, as they are or through the autoencoder."""
     volumes = [source.volume(index) for index in range(len(source))]
     if pipe is not None:
-        with torch.inference_mode():
-            volumes = [pipe.decode(pipe.encode(volume[None]))[0].clamp(-1, 1) for volume in volumes]
+        volumes = [pipe.decode(pipe.encode(volume[None]))[0].clamp(-1, 1) for volume in volumes]
     known = np.array([scalars[SCALAR] for scalars in source.scalars])
     return row(known, [(volume + 1) / 2 for volume in volumes], source.processor.spacing)
 
