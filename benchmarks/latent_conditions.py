@@ -169,7 +169,7 @@ def document(rows: dict, classes: dict) -> str:
     correlations = [
         [
             name,
-            found["number"],
+            str(found["number"]),
             f"{found['pearson']:.2f} ({found['interval'][0]:.2f} to {found['interval'][1]:.2f})",
             f"{found['spearman']:.2f}",
             f"{found['slope']:.2f}",

@@ -1,0 +1,45 @@
+"""The models in model_cards/ load strictly and generate what their cards say."""
+
+import numpy as np
+import pytest
+import torch
+
+import voxdiff
+from voxdiff.hub.registry import resolve_model, shipped_models
+
+SCALAR = "ventricle_volume_ml"
+
+
+@pytest.fixture(scope="module")
+def pvldm():
+    pipe = voxdiff.Pipeline.from_pretrained(resolve_model("pvldm-cohort-64"))
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+def generate(pipe, label, **arguments):
+    generator = torch.Generator().manual_seed(0)
+    return pipe(label, num_inference_steps=2, generator=generator, **arguments).volumes[0]
+
+
+@pytest.mark.parametrize("name", shipped_models())
+def test_every_shipped_model_loads_and_is_small(name):
+    pipe = voxdiff.Pipeline.from_pretrained(resolve_model(name))
+    parts = [part for part in pipe.components.values() if isinstance(part, torch.nn.Module)]
+    assert 2 * sum(weight.numel() for part in parts for weight in part.state_dict().values()) < 8e6
+
+
+@pytest.mark.parametrize(("label", "spacing", "low"), [("mr", 3.25, 0), ("ct", 6, -1000)])
+@pytest.mark.parametrize("size", [None, (64, 64, 48)])
+def test_classes_have_their_grid_spacing_and_unit(pvldm, label, spacing, low, size):
+    volume = generate(pvldm, label, size=size)
+    assert volume.shape == (size or (64, 64, 64))
+    assert volume.header.get_zooms() == (spacing,) * 3
+    assert np.isclose(volume.get_fdata().min(), low, atol=0.2 if label == "mr" else 200)
+
+
+def test_class_and_scalar_move_the_output(pvldm):
+    brain = generate(pvldm, "mr", output_type="latent")
+    assert not torch.equal(brain, generate(pvldm, "ct", output_type="latent"))
+    small, large = (generate(pvldm, "mr", scalars={SCALAR: value}, output_type="latent") for value in (10.0, 34.0))
+    assert not torch.equal(small, large)
