@@ -123,7 +123,7 @@ def measure_autoencoder(vae: Autoencoder3D, volumes: Sequence[torch.Tensor]) -> 
         encoded = vae.encode(volume).latents
         original, reconstruction = volume.float(), vae.decode(encoded).sample.float().clamp(-1, 1)
         scores["psnr"].append(_psnr(original, reconstruction))
-        if vae.config.get("patch_size"):
+        if isinstance(vae, AutoencoderPatchVolume) and vae.config["patch_size"]:
             patchwise = vae.decode_patches(encoded).sample.float().clamp(-1, 1)
             scores["patch_psnr"].append(_psnr(original, patchwise))
         scores["ssim"].append(_ssim(original, reconstruction))
