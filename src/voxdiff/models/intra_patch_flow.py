@@ -4,8 +4,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from voxdiff.models.layers_3d import zero_module
-from voxdiff.models.layers_biflownet_3d import BiFlowResnetBlock3D, CheckpointedBlock, SelfAttention
+from voxdiff.models.layers_3d import CheckpointedBlock, zero_module
+from voxdiff.models.layers_biflownet_3d import BiFlowResnetBlock3D, SelfAttention
 
 BLOCKS = ("dit", "unet")
 

@@ -1,5 +1,7 @@
 """Blocks that the 3D networks share."""
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -23,6 +25,18 @@ def halve(hidden_states: torch.Tensor) -> torch.Tensor:
     if hidden_states.device.type == "cpu" and hidden_states.dtype != torch.float64:
         return F.avg_pool3d(hidden_states.float(), 2).to(hidden_states.dtype)
     return F.avg_pool3d(hidden_states, 2)
+
+
+class CheckpointedBlock(nn.Module):
+    """Block whose layers are computed again in the backward pass once the model enables gradient checkpointing."""
+
+    gradient_checkpointing = False
+    _gradient_checkpointing_func: Callable
+
+    def _run(self, layer: nn.Module, *inputs):
+        if self.gradient_checkpointing and torch.is_grad_enabled():
+            return self._gradient_checkpointing_func(layer, *inputs)
+        return layer(*inputs)
 
 
 class ResnetBlock3D(nn.Module):

@@ -1,24 +1,11 @@
 """Blocks of the inter-patch U-Net of BiFlowNet (3D MedDiffusion, Wang et al. 2024), shared with its ControlNet."""
 
-from collections.abc import Callable
-
 import torch
 import torch.nn.functional as F
 from torch import nn
 
+from voxdiff.models.layers_3d import CheckpointedBlock
 from voxdiff.models.layers_autoencoder_3d import Downsample3D, Upsample3D
-
-
-class CheckpointedBlock(nn.Module):
-    """Block whose layers are computed again in the backward pass once the model enables gradient checkpointing."""
-
-    gradient_checkpointing = False
-    _gradient_checkpointing_func: Callable
-
-    def _run(self, layer: nn.Module, *inputs):
-        if self.gradient_checkpointing and torch.is_grad_enabled():
-            return self._gradient_checkpointing_func(layer, *inputs)
-        return layer(*inputs)
 
 
 class BiFlowResnetBlock3D(nn.Module):

@@ -27,6 +27,7 @@ from voxdiff.pipelines.patch_volume_requests import (
     make_requests,
 )
 from voxdiff.pipelines.resampling import resample_volume
+from voxdiff.pipelines.sampling_loop import run_sampling_loop
 from voxdiff.schedulers import constrain_prediction
 from voxdiff.volumes import OutputType, VolumeProcessor
 
@@ -255,16 +256,15 @@ class PatchVolumeLDMPipeline(VolumePipeline):
     ) -> torch.Tensor:
         """The sampling loop: pure noise ``(batch, channels, x, y, z)`` to normalised latents of volumes."""
         self._guidance_scale = guidance_scale
-        for index, timestep in self.iterate_timesteps():
+
+        def predict(latents: torch.Tensor, index: int, timestep: torch.Tensor) -> torch.Tensor:
             prediction = self.predict(latents, timestep, conditions, self._guidance_scale)
-            if self.config["clip_latents"]:
-                prediction = constrain_prediction(self.scheduler, prediction, timestep, latents, self.clip_x0)
-            latents = self.scheduler.step(prediction, timestep, latents, **self.step_arguments(generator)).prev_sample
-            if callback is not None:
-                latents = callback(self, index, timestep, dict.fromkeys(callback_tensors, latents)).get(
-                    "latents", latents
-                )
-        return latents
+            if not self.config["clip_latents"]:
+                return prediction
+            return constrain_prediction(self.scheduler, prediction, timestep, latents, self.clip_x0)
+
+        steps: dict[str, Any] = {"callback": callback, "callback_tensors": callback_tensors}
+        return run_sampling_loop(self, latents, predict, generator=generator, **steps)
 
     def predict(
         self,

@@ -13,6 +13,7 @@ import torch
 from voxdiff.models.unet_wavelet_3d import WaveletUNet3DModel
 from voxdiff.pipelines.base import Generators, VolumePipeline
 from voxdiff.pipelines.output import VolumePipelineOutput
+from voxdiff.pipelines.sampling_loop import run_sampling_loop
 from voxdiff.schedulers import constrain_prediction
 from voxdiff.volume_files import make_image
 from voxdiff.volumes import OutputType, VolumeGeometry, VolumeProcessor, intensity_unit
@@ -221,18 +222,16 @@ class WaveletDiffusionPipeline(VolumePipeline):
         callback_tensors: Sequence[str] = ("latents",),
     ) -> torch.Tensor:
         """The sampling loop: coefficients of pure noise ``(batch, channels, x, y, z)`` to coefficients of volumes."""
-        for index, timestep in self.iterate_timesteps():
+
+        def predict(latents: torch.Tensor, index: int, timestep: torch.Tensor) -> torch.Tensor:
             network_input = self.scheduler_input(latents, timestep).to(self.unet.dtype)
             if conditions is not None:
                 network_input = torch.cat([network_input, conditions], dim=1)
             prediction = self.unet(network_input, timestep).sample.float()
-            prediction = constrain_prediction(self.scheduler, prediction, timestep, latents, self.clip_volumes)
-            latents = self.scheduler.step(prediction, timestep, latents, **self.step_arguments(generator)).prev_sample
-            if callback is not None:
-                latents = callback(self, index, timestep, dict.fromkeys(callback_tensors, latents)).get(
-                    "latents", latents
-                )
-        return latents
+            return constrain_prediction(self.scheduler, prediction, timestep, latents, self.clip_volumes)
+
+        steps: dict[str, Any] = {"callback": callback, "callback_tensors": callback_tensors}
+        return run_sampling_loop(self, latents, predict, generator=generator, **steps)
 
     def postprocess(
         self, volumes: torch.Tensor, output_type: OutputType, geometries: list[VolumeGeometry] | None
