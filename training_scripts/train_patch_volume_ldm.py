@@ -28,9 +28,9 @@ from voxdiff.training.objective_latent import LatentDiffusionObjective
 from voxdiff.training.script import launch_command, one_sentence_errors, removed_on_error, require_outside
 from voxdiff.training.source_arguments import SourceArguments
 from voxdiff.workflows.autoencoder_report import (
-    REPORT_FILE,
     check_autoencoder,
     read_autoencoder_report,
+    require_sound,
     write_autoencoder_report,
 )
 from voxdiff.workflows.cached_latents import LatentDataset, encode_latents, plan_latents
@@ -223,13 +223,7 @@ def require_sound_autoencoder(
     volumes = ReportedVolumes(sources)
     findings = write_autoencoder_report(vae, volumes, folder) if sources else read_autoencoder_report(folder)
     psnr = f"PSNR {findings['psnr']:.2f} dB on {findings['volumes']} volumes"
-    problems = check_autoencoder(findings)
-    print(f"autoencoder: {psnr}. {' '.join(problems)}".rstrip())
-    if problems and not ignore:
-        raise ValueError(
-            f"The autoencoder is not fit for diffusion: {' '.join(problems)} See {folder / REPORT_FILE}; train it further, "
-            "or pass --ignore_autoencoder_report."
-        )
+    require_sound(check_autoencoder(findings), psnr, folder, ignore=ignore)
 
 
 def validation_inputs(pipeline: PatchVolumeLDMPipeline, classes: list[str], count: int) -> dict[str, Any]:

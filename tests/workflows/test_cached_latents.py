@@ -13,7 +13,8 @@ from class_sources import make_source, two_classes
 from safetensors.torch import load_file
 
 from voxdiff.workflows import cached_latents
-from voxdiff.workflows.cached_latents import LatentDataset, cache_latents, encoder_hash, plan_latents
+from voxdiff.workflows.cached_latents import LatentDataset, cache_latents, plan_latents
+from voxdiff.workflows.latent_manifest import encoder_hash
 
 
 @pytest.fixture
@@ -136,7 +137,7 @@ def test_mistakes_are_one_sentence(vae, tmp_path):
     with pytest.raises(ValueError, match=r"takes volumes in \[-1, 1\]"):
         cache_latents(vae, [make_source(8, 8, 8, value_range=(0.0, 1.0))], tmp_path)
     assert list(tmp_path.iterdir()) == []
-    with pytest.raises(FileNotFoundError, match=r"has no manifest.json; give a folder of encoded latents"):
+    with pytest.raises(FileNotFoundError, match=r"has no manifest.json; give a folder of encoded volumes"):
         LatentDataset(tmp_path, vae)
     same = make_source(8, 8, 8, scalars=[{"age": 3.0}] * 3)
     with pytest.raises(ValueError, match="The scalar age is 3 for all volumes; leave it out"):
@@ -154,7 +155,7 @@ def test_damaged_files_are_named(vae, tmp_path):
         latents[0]
     manifest = json.loads((tmp_path / "manifest.json").read_text())
     (tmp_path / "manifest.json").write_text(json.dumps({**manifest, "format": 99}))
-    with pytest.raises(ValueError, match="has the format 99, this version reads 1"):
+    with pytest.raises(ValueError, match="of kind volumes and format 99, this reads volumes of format 1"):
         LatentDataset(tmp_path, vae)
 
 

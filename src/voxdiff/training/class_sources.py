@@ -150,7 +150,7 @@ def file_sources(
         source = VolumeSource(
             dataset=dataset,
             processor=replace(processor, size=dataset.grid, spacing=processor.spacing or dataset.spacing),
-            keys=[_state_of(subjects[place][column]) for place in kept],
+            keys=[file_state(subjects[place][column]) for place in kept],
             scalars=[_known({key: metadata[key][place] for key in scalar_names}, scalar_names) for place in kept],
             class_name=name,
         )
@@ -191,7 +191,8 @@ def _known(row: Mapping[str, Any], names: Sequence[str]) -> dict[str, float]:
     return known
 
 
-def _state_of(file: str | Path) -> str:
+def file_state(file: str | Path) -> str:
+    """Path, size and time of a file: what changes when its voxels do."""
     path = Path(file).resolve()
     status = path.stat()
     return f"{path}:{status.st_size}:{status.st_mtime_ns}"

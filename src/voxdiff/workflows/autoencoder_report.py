@@ -88,6 +88,23 @@ def check_autoencoder(report: Mapping[str, Any]) -> list[str]:
     return problems
 
 
+def require_sound(problems: Sequence[str], scores: str, folder: Path, *, ignore: bool) -> None:
+    """Print what was found; raise ValueError if something is broken, unless that is to be ignored.
+
+    Args:
+        problems: From :func:`check_autoencoder`.
+        scores: What was measured, a phrase.
+        folder: Where the report is.
+        ignore: Go on in any case.
+    """
+    print(f"autoencoder: {scores}. {' '.join(problems)}".rstrip())
+    if problems and not ignore:
+        raise ValueError(
+            f"The autoencoder is not fit for diffusion: {' '.join(problems)} See {folder / REPORT_FILE}; train it further, "
+            "or pass --ignore_autoencoder_report."
+        )
+
+
 @torch.inference_mode()
 def measure_autoencoder(vae: Autoencoder3D, volumes: Sequence[torch.Tensor]) -> dict[str, Any]:
     """Reconstruct volumes one by one and measure reconstructions, latents and codes.

@@ -5,8 +5,6 @@ is continued by starting it again. What is stored is the normalised mean of the 
 of it, which would put a floor of noise under the diffusion loss.
 """
 
-import hashlib
-import json
 import math
 from collections.abc import Sequence
 from functools import cached_property
@@ -23,25 +21,14 @@ from torch.utils.data import Dataset
 from voxdiff.models.autoencoder_3d import Autoencoder3D
 from voxdiff.training.class_sources import VolumeSource
 from voxdiff.volumes import VolumeProcessor, atomic_path
-
-MANIFEST_FILE = "manifest.json"
-_FORMAT = 1
-_VALUE_RANGE = (-1.0, 1.0)
-
-
-def encoder_hash(vae: Autoencoder3D) -> str:
-    """SHA-256 of what latents depend on: the configuration, the encoder and its 1x1x1 convolution.
-
-    Further training of the decoder leaves it as it is; another codebook range or other latent statistics, which the
-    configuration holds, change it.
-    """
-    config = {key: value for key, value in vae.config.items() if not key.startswith("_")}
-    digest = hashlib.sha256(json.dumps([type(vae).__name__, config], sort_keys=True).encode())
-    for name, tensor in sorted(vae.state_dict().items()):
-        if name.startswith(("encoder.", "quant_conv.")):
-            digest.update(name.encode())
-            digest.update(tensor.detach().float().cpu().contiguous().numpy().tobytes())
-    return digest.hexdigest()
+from voxdiff.workflows.latent_manifest import (
+    encoder_identity,
+    latents_file,
+    read_manifest,
+    require_encodable,
+    require_files,
+    write_manifest,
+)
 
 
 def cache_latents(
@@ -70,8 +57,7 @@ def plan_latents(
 
     Other volumes' latents in the folder stay there and are not part of the result.
     """
-    manifest = _plan(vae, sources, scalar_names)
-    _write_manifest(manifest, Path(folder))
+    write_manifest(_plan(vae, sources, scalar_names), Path(folder))
     return LatentDataset(folder, vae)
 
 
@@ -110,8 +96,7 @@ class LatentDataset(Dataset[dict[str, torch.Tensor]]):
 
     def __init__(self, folder: str | Path, vae: Autoencoder3D) -> None:
         self.folder = Path(folder)
-        manifest = _read_manifest(self.folder)
-        _require_same_encoder(manifest, vae, self.folder)
+        manifest = read_manifest(self.folder, vae)
         self.classes: dict[str, int] = manifest["classes"]
         self.scalar_names: list[str] = manifest["scalar_names"]
         self.processors = [
@@ -140,12 +125,7 @@ class LatentDataset(Dataset[dict[str, torch.Tensor]]):
 
     def require_complete(self) -> None:
         """Raise FileNotFoundError if latents are missing, because their encoding was not finished."""
-        missing = [file for file in self.files if not file.exists()]
-        if missing:
-            raise FileNotFoundError(
-                f"{self.folder} lacks {len(missing)} of {len(self)} latents, the first is {missing[0].name}; finish with "
-                "the command that began to encode them."
-            )
+        require_files(self.folder, self.files)
 
     def scalar_conditions(self) -> dict[str, dict[str, float]]:
         """Place, mean and standard deviation of each scalar over the samples that have it, as BiFlowNet's config.
@@ -176,67 +156,23 @@ class LatentDataset(Dataset[dict[str, torch.Tensor]]):
 
 def _plan(vae: Autoencoder3D, sources: Sequence[VolumeSource], scalar_names: Sequence[str]) -> dict[str, Any]:
     """The manifest; a file is named by the encoder, the volume and how it is prepared."""
-    encoder = encoder_hash(vae)
+    identity = encoder_identity(vae)
     classes = dict.fromkeys(source.class_name for source in sources if source.class_name is not None)
     parts = []
     for source in sources:
-        processor = source.processor
-        if tuple(processor.value_range) != _VALUE_RANGE or processor.size is None:
-            raise ValueError(f"The autoencoder takes volumes in [-1, 1] on one grid, but the processor is {processor}.")
-        rules = processor.to_dict()
-        names = [_hash(encoder, rules, key) for key in source.keys]
+        grid, rules = require_encodable(source.processor), source.processor.to_dict()
         volumes = [
-            {"file": f"{name[:24]}.safetensors", "volume": key, "scalars": dict(known)}
-            for name, key, known in zip(names, source.keys, source.scalars, strict=True)
+            {"file": latents_file(identity["encoder_sha256"], rules, key), "volume": key, "scalars": dict(known)}
+            for key, known in zip(source.keys, source.scalars, strict=True)
         ]
-        part = {"class": source.class_name, "grid": list(processor.size), "processor": rules, "volumes": volumes}
-        parts.append({**part, "latent_shape": list(vae.latent_shape(processor.size))})
+        part = {"class": source.class_name, "grid": list(grid), "processor": rules, "volumes": volumes}
+        parts.append({**part, "latent_shape": list(vae.latent_shape(grid))})
     return {
-        "format": _FORMAT,
-        "autoencoder": {"class": type(vae).__name__, "encoder_sha256": encoder},
+        "autoencoder": identity,
         "classes": {name: label for label, name in enumerate(classes)},
         "scalar_names": list(scalar_names),
         "sources": parts,
     }
-
-
-def _hash(*parts: Any) -> str:
-    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
-
-
-def _write_manifest(manifest: dict[str, Any], folder: Path) -> None:
-    path = folder / MANIFEST_FILE
-    if path.exists():
-        present = _read_manifest(folder)
-        if present == manifest:
-            return
-        if present["autoencoder"] != manifest["autoencoder"]:
-            raise ValueError(_of_another(folder))
-    folder.mkdir(parents=True, exist_ok=True)
-    with atomic_path(path) as temporary:
-        temporary.write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
-
-
-def _read_manifest(folder: Path) -> dict[str, Any]:
-    path = folder / MANIFEST_FILE
-    if not path.is_file():
-        raise FileNotFoundError(f"{folder} has no {MANIFEST_FILE}; give a folder of encoded latents.")
-    manifest = json.loads(path.read_text(encoding="utf-8"))
-    if manifest.get("format") != _FORMAT:
-        raise ValueError(f"{path} has the format {manifest.get('format')}, this version reads {_FORMAT}; encode anew.")
-    return manifest
-
-
-def _require_same_encoder(manifest: dict[str, Any], vae: Autoencoder3D, folder: Path) -> None:
-    if manifest["autoencoder"] != {"class": type(vae).__name__, "encoder_sha256": encoder_hash(vae)}:
-        raise ValueError(_of_another(folder))
-
-
-def _of_another(folder: Path) -> str:
-    return (
-        f"The latents in {folder} were made by another autoencoder (other weights or another configuration); use that "
-        "one, or another folder."
-    )
 
 
 @torch.inference_mode()
