@@ -17,6 +17,8 @@ _EXPORTS = {
     "AutoencoderKL3D": "voxdiff.models.autoencoder_kl_3d",
     "AutoencoderPatchVolume": "voxdiff.models.autoencoder_patch_volume",
     "BiFlowNet3DModel": "voxdiff.models.biflownet_3d",
+    "InformedSlicePipeline": "voxdiff.pipelines.pipeline_informed_slice",
+    "InformedSliceUNetModel": "voxdiff.models.unet_informed_slice",
     "PatchDiscriminator3D": "voxdiff.models.discriminator_patch_3d",
     "PatchVolumeLDMPipeline": "voxdiff.pipelines.pipeline_patch_volume_ldm",
     "VolumePipelineOutput": "voxdiff.pipelines.output",
