@@ -11,15 +11,24 @@ from unittest import mock
 import torch
 from cases import ModelCase, PipelineCase
 
-from voxdiff import BiFlowNet3DModel, PatchVolumeLDMPipeline, WaveletDiffusionPipeline, WaveletUNet3DModel
+from voxdiff import (
+    BiFlowNet3DModel,
+    InformedSlicePipeline,
+    InformedSliceUNetModel,
+    PatchVolumeLDMPipeline,
+    WaveletDiffusionPipeline,
+    WaveletUNet3DModel,
+)
 from voxdiff.schedulers import make_scheduler
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from autoencoders import make_autoencoder
 from biflownets import TINY, make_biflownet
+from informed_slice_pipelines import TINY_UNET, make_informed_unet, make_slice_autoencoder, make_slice_generator
 
 GRID = (8, 8, 16)
+SLICES = (8, 8, 6)
 
 
 class AllowsPickles:
@@ -47,6 +56,14 @@ class TestedBiFlowNet(AllowsPickles, BiFlowNet3DModel):
 
 
 class TestedLatentPipeline(AllowsPickles, PatchVolumeLDMPipeline):
+    pass
+
+
+class TestedInformedSliceUNet(AllowsPickles, InformedSliceUNetModel):
+    pass
+
+
+class TestedInformedSlicePipeline(AllowsPickles, InformedSlicePipeline):
     pass
 
 
@@ -114,6 +131,28 @@ def biflownet_inputs(x: int = 8, y: int = 8, z: int = 16) -> dict:
     return {"sample": sample, "timestep": torch.tensor([3, 500]), "class_labels": torch.tensor([0, 1])}
 
 
+def informed_slice_components() -> dict:
+    parts = {"vae": make_slice_autoencoder(), "unet": make_informed_unet(), "slice_unet": make_slice_generator()}
+    return {**parts, "scheduler": make_scheduler("gem-ddim")}
+
+
+def informed_slice_unet_inputs(x: int = 8, y: int = 4, slices: int = 5) -> dict:
+    sample = torch.randn(2, 12, x, y, slices, generator=torch.Generator().manual_seed(0))
+    return {"sample": sample, "timestep": torch.tensor([3, 500]), "known": torch.eye(2, slices)}
+
+
+def informed_slice_inputs(generator: torch.Generator) -> dict:
+    mask = (torch.rand(SLICES, generator=torch.Generator().manual_seed(1)) > 0.5).numpy()
+    plane = torch.rand(SLICES[:2], generator=torch.Generator().manual_seed(2))
+    return {
+        "mask": mask,
+        "informed_slice": plane,
+        "generator": generator,
+        "num_inference_steps": 2,
+        "output_type": "pt",
+    }
+
+
 CASES = [
     PipelineCase(
         name="WaveletDiffusionPipeline",
@@ -140,6 +179,15 @@ CASES = [
         output_shape=(1, *GRID),
         required_params=frozenset({"class_labels", "batch_size", "size", "guidance_scale"}),
     ),
+    PipelineCase(
+        name="InformedSlicePipeline",
+        pipeline_class=TestedInformedSlicePipeline,
+        make_components=informed_slice_components,
+        make_inputs=informed_slice_inputs,
+        output_shape=(1, *SLICES),
+        required_params=frozenset({"mask", "informed_slice", "start_position", "propagation", "known_slice_noise"}),
+        batch_params=frozenset({"mask"}),
+    ),
     ModelCase(
         name="WaveletUNet3DModel",
         model_class=TestedUNet,
@@ -160,5 +208,16 @@ CASES = [
         compiled_grids=[(4, 4, 4), (4, 4, 8), (8, 8, 8)],
         kind="unet",
         inapplicable={"test_forward_with_norm_groups": "asks for two unequal first widths, which the flow cannot have"},
+    ),
+    ModelCase(
+        name="InformedSliceUNetModel",
+        model_class=TestedInformedSliceUNet,
+        make_config=lambda: {**TINY_UNET, "known_slice_indicator": True},
+        make_inputs=informed_slice_unet_inputs,
+        output_shape=(4, 8, 4, 5),
+        checkpointed_classes={"InformedSliceDownBlock", "InformedSliceMidBlock", "InformedSliceUpBlock"},
+        compiled_grids=[(4, 4, 4), (4, 4, 8), (8, 4, 5)],
+        kind="unet",
+        inapplicable={"test_forward_with_norm_groups": "asks for as many channels out as in, conditions among them"},
     ),
 ]

@@ -80,12 +80,26 @@ _MED = {
     "lambda_min_clipped": -5.1,
 }
 
+# GEM-3D as published: the "linear" schedule of latent diffusion, 200 DDIM steps with eta 1 that end at timestep 1.
+_GEM = {
+    **_DIFFUSION,
+    "beta_start": 8.5e-4,
+    "beta_end": 1.2e-2,
+    "beta_schedule": "scaled_linear",
+    "prediction_type": "epsilon",
+    "variance_type": "fixed_small",
+    "steps_offset": 1,
+    "set_alpha_to_one": False,
+}
+
 PRESETS: dict[str, tuple[str, dict[str, Any]]] = {
     "wdm-ddpm": ("ddpm", _WDM),
     "wdm-ddim": ("ddim", _WDM),
     "wdm-dpm++": ("dpm++", _WDM),  # the same diffusion with a second-order solver, for tens of steps
     "med-ddpm": ("ddpm", _MED),
     "med-dpm++": ("dpm++", _MED),
+    "gem-ddim": ("ddim", _GEM),
+    "gem-dpm++": ("dpm++", _GEM),
     "flow-matching": ("flow-euler", {"num_train_timesteps": 1000, "shift": 1.0}),
 }
 """Name of a published setting -> (short name of the scheduler, its configuration)."""
