@@ -25,7 +25,7 @@ def training_card(
         final_loss: Loss in the last line of the log.
     """
     args, base = run_config["training"], run_config["model"]["pretrained_model_name_or_path"]
-    takes_volumes = bool(getattr(pipeline, "condition_names", None))
+    takes_volumes = bool(getattr(pipeline, "condition_names", None)) or _takes_masks(pipeline)
     card = ModelCardData(
         license="unknown",
         library_name="diffusers",
@@ -83,6 +83,8 @@ def _contents(pipeline: Any) -> str:
     if hasattr(pipeline, "output_names"):
         takes = f"; takes, in this order: {_code(pipeline.condition_names)}" if pipeline.condition_names else ""
         return f"- Makes: {_code(pipeline.output_names)}{takes}\n- {_grid(pipeline.volume_processor)}"
+    if _takes_masks(pipeline):
+        return _contents_of_masks(pipeline)
     classes = sorted(pipeline.volume_classes.values(), key=lambda entry: entry.id)
     lines = [f"- Class {entry.id}, `{entry.name}`: {_grid(entry.processor)}" for entry in classes]
     lines = lines or [f"- {_grid(pipeline.volume_processor)}"]
@@ -98,8 +100,29 @@ def _contents(pipeline: Any) -> str:
     return "\n".join(lines)
 
 
+def _takes_masks(pipeline: Any) -> bool:
+    return hasattr(pipeline, "mask_encoder")
+
+
+def _contents_of_masks(pipeline: Any) -> str:
+    """The informed-slice pipeline: its grid, its masks, and where its informed slices come from."""
+    values = ", ".join(f"{label} ({value:g})" for label, value in pipeline.mask_encoder.values.items())
+    slices = "given" if pipeline.slice_unet is None else "given or generated"
+    return "\n".join(
+        [
+            f"- {_grid(pipeline.volume_processor)}",
+            f"- Takes a mask; labels, with what the networks see for them: {values}",
+            f"- Informed slice: {slices if pipeline.takes_informed_slice else 'none, the baseline Make-A-Volume'}",
+            f"- Windows of {pipeline.unet.config['window']} axial slices",
+        ]
+    )
+
+
 def _inputs(pipeline: Any) -> str:
     """Conditions in the example of a call."""
+    if _takes_masks(pipeline):
+        informed = pipeline.takes_informed_slice
+        return '"mask.nii.gz", informed_slice="other_patient.nii.gz", ' if informed else '"mask.nii.gz", '
     conditions = getattr(pipeline, "condition_names", [])
     if conditions:
         return "{" + ", ".join(f'"{name}": "{name}.nii.gz"' for name in conditions) + "}, "
