@@ -61,18 +61,41 @@ def test_files_that_are_absent_or_in_the_way_are_named(checkpoint, tmp_path):
         (["wdm", "--autoencoder", "ae.ckpt"], "belongs to med"),
         (["med"], "med takes --autoencoder"),
         (["med", "--autoencoder", "absent.ckpt"], "absent.ckpt"),
+        (["med", "--slice-model", "slice.ckpt"], "--slice-model belongs to gem"),
+        (["gem", "--norm-num-groups", 2], "gem takes --preset, --slice-model and --autoencoder"),
+        (["gem", "--preset", "brats-128"], "for 'gem' choose one of gem-brats, gem-abdomen"),
+        (["gem", "--vae", "absent.ckpt"], "absent.ckpt"),
         (["med-biflownet"], "There are no presets for 'med-biflownet'"),
         (["med-autoencoder", "--preset", "brats-128"], "`voxdiff convert med` makes a pipeline"),
+        (["gem3d-stage1"], "`voxdiff convert gem` makes a pipeline"),
     ],
 )
-def test_med_and_the_others_take_different_options(arguments, reason, checkpoint, tmp_path):
+def test_med_gem_and_the_others_take_different_options(arguments, reason, checkpoint, tmp_path):
     name, *options = arguments
     result = run(name, checkpoint, tmp_path / "out", *options)
     assert result.exit_code == 1 and reason in result.stderr and not (tmp_path / "out").exists()
 
 
+def test_every_file_of_gem_is_handed_on(tmp_path, monkeypatch):
+    received = []
+
+    def convert_gem_checkpoints(*arguments, **options):
+        received.append((*arguments, options))
+        return tmp_path
+
+    monkeypatch.setattr("voxdiff.hub.convert_gem_pipeline.convert_gem_checkpoints", convert_gem_checkpoints)
+    stage2, slices, vae, out = (tmp_path / name for name in ("stage2.ckpt", "slices.ckpt", "kl-f8.ckpt", "out"))
+    for options in ([], ["--slice-model", slices, "--vae", vae, "--preset", "gem-abdomen"]):
+        result = run("gem", stage2, out, *options)
+        assert result.exit_code == 0, result.output
+    assert received == [
+        (stage2, out, {"slice_path": None, "vae_path": None, "preset": "gem-brats"}),
+        (stage2, out, {"slice_path": slices, "vae_path": vae, "preset": "gem-abdomen"}),
+    ]
+
+
 def test_help_names_the_presets():
     result = run("--help")
     assert result.exit_code == 0
-    for word in ("checkpoint", "out", "lidc-128", "cwdm-t2f"):
+    for word in ("checkpoint", "out", "lidc-128", "cwdm-t2f", "gem-abdomen", "--slice-model"):
         assert word in result.output.lower()

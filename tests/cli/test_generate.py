@@ -3,6 +3,7 @@ import json
 import nibabel as nib
 import numpy as np
 import pytest
+from informed_slice_pipelines import make_informed_pipeline
 from patch_volume_components import make_guided_pipeline
 from PIL import Image
 from typer.testing import CliRunner
@@ -121,6 +122,14 @@ def test_an_output_folder_that_is_a_file_is_refused_before_sampling(model, tmp_p
     assert (tmp_path / "out").read_text() == "kept"
 
 
+@pytest.mark.parametrize("command", ["generate", "profile"])
+def test_a_model_that_needs_masks_names_its_own_commands(command, tmp_path):
+    make_informed_pipeline().save_pretrained(tmp_path / "model")
+    result = CliRunner().invoke(app, [command, str(tmp_path / "model")], env={"COLUMNS": "200"})
+    assert result.exit_code == 1
+    assert "InformedSlicePipeline makes volumes of masks" in result.stderr and "voxdiff enhance" in result.stderr
+
+
 def test_an_unknown_model_is_one_sentence(tmp_path):
     result = run("no-such-model", "--out", tmp_path / "out")
     assert result.exit_code == 1 and "give a pipeline folder, a Hub repository" in result.output
@@ -143,6 +152,9 @@ def test_help_names_every_command():
         "nearest",
         "utility",
         "profile",
+        "enhance",
+        "harmonize",
+        "counterfactual",
         "convert",
         "export-nnunet",
     )

@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 from textured_balls import random_volumes
 
-from voxdiff.metrics.copies import copy_distances, rank_features
+from voxdiff.metrics.copies import CopyReferences, copy_distances, rank_features
 
 SIZE = 24
 
@@ -25,6 +25,15 @@ def warped(volume: torch.Tensor, voxels: float) -> torch.Tensor:
     field = torch.stack([w.expand(SIZE, SIZE, SIZE) for w in (wave[:, None, None], wave[None, :, None], wave)], dim=-1)
     identity = F.affine_grid(torch.eye(3, 4)[None], [1, 1, SIZE, SIZE, SIZE], align_corners=True)
     return F.grid_sample(volume[None], identity + 2 / (SIZE - 1) * voxels * field, align_corners=True)[0]
+
+
+def test_ready_references_give_the_same(references):
+    volumes = random_volumes(2, seed=3)
+    ready = CopyReferences(references)
+    again = [copy_distances(volumes[place : place + 1], ready, candidates=3).distances.item() for place in range(2)]
+    assert again == copy_distances(volumes, references, candidates=3).distances.tolist()
+    with pytest.raises(ValueError, match="no references"):
+        CopyReferences([])
 
 
 @pytest.mark.parametrize(

@@ -59,6 +59,7 @@ def generate(
         if out.exists() and not out.is_dir():
             raise ValueError(f"--out {out} is a file; give a folder.")
         pipe = load_pipeline(model, scheduler, device, dtype)
+        refuse_mask_models(pipe)
         arguments = call_arguments(
             pipe,
             condition_volumes=parse_conditions(condition or []),
@@ -102,6 +103,15 @@ def load_pipeline(model: str, scheduler: str | None, device: str | None, dtype: 
         return pipe.to(device)
     except (RuntimeError, AssertionError) as error:
         raise ValueError(f"--device is {device!r}, which this machine does not offer ({error}).") from error
+
+
+def refuse_mask_models(pipe: Any) -> None:
+    """Raise ValueError if the pipeline makes a volume of a mask only."""
+    if "mask" in inspect.signature(pipe.__call__).parameters:
+        raise ValueError(
+            f"{type(pipe).__name__} makes volumes of masks, which this command does not take; use `voxdiff enhance` or "
+            "`voxdiff harmonize`, or call the pipeline in Python."
+        )
 
 
 def parse_conditions(pairs: list[str]) -> dict[str, Path] | None:

@@ -5,8 +5,11 @@ import typer
 from voxdiff.cli.cohort import cohort
 from voxdiff.cli.convert import convert
 from voxdiff.cli.convert_extractor import convert_extractor
+from voxdiff.cli.counterfactual import counterfactual
+from voxdiff.cli.enhance import enhance
 from voxdiff.cli.evaluate import compare, evaluate
 from voxdiff.cli.generate import generate
+from voxdiff.cli.harmonize import harmonize
 from voxdiff.cli.nearest import nearest
 from voxdiff.cli.nnunet import export_nnunet
 from voxdiff.cli.profile import profile
@@ -20,6 +23,7 @@ app = typer.Typer(
 )
 for command in (
     *(generate, cohort, evaluate, compare, nearest, utility, profile),
+    *(enhance, harmonize, counterfactual),
     *(convert, convert_extractor, export_nnunet),
 ):
     app.command()(command)

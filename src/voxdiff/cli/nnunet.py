@@ -39,7 +39,7 @@ def export_nnunet(
             dataset_id=dataset_id,
             dataset_name=name,
             channel_names=channels,
-            labels={"background": 0, **dict(_parse_label(text) for text in labels)},
+            labels={"background": 0, **dict(parse_label(text) for text in labels)},
             file_ending=file_ending,
             test_subjects=tests,
             label_key=label,
@@ -61,11 +61,11 @@ def _parse_channel(text: str) -> tuple[str, str]:
     return column, name or column
 
 
-def _parse_label(text: str) -> tuple[str, int | list[int]]:
+def parse_label(text: str) -> tuple[str, int | list[int]]:
     """`"tumour=1,2,3"` to its name and values."""
     name, _, values = text.partition("=")
     try:
         numbers = [int(value) for value in values.split(",")]
     except ValueError as error:
-        raise ValueError(f"--labels is {text!r}; write NAME=1, or NAME=1,2,3 for a region.") from error
+        raise ValueError(f"The label is {text!r}; write NAME=1, or NAME=1,2,3 for a region.") from error
     return name, numbers[0] if len(numbers) == 1 else numbers

@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from voxdiff.cli.generate import load_pipeline, parse_conditions
+from voxdiff.cli.generate import load_pipeline, parse_conditions, refuse_mask_models
 
 
 def profile(
@@ -36,6 +36,7 @@ def profile(
         if json_file is not None and json_file.is_dir():
             raise ValueError(f"--json {json_file} is a folder; give a file.")
         pipe = load_pipeline(model, scheduler, device, dtype)
+        refuse_mask_models(pipe)
         conditions = parse_conditions(condition or [])
         arguments: dict[str, Any] = {"batch_size": batch_size, "num_inference_steps": steps}
         if conditions:

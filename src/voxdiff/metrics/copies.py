@@ -60,9 +60,33 @@ class CopyMatches:
         return self.distances / others.clamp_min(torch.finfo(torch.float64).tiny)
 
 
+class CopyReferences:
+    """References made ready once, for many calls of :func:`copy_distances`.
+
+    Args:
+        references: (number, channels, x, y, z), or any sequence of (channels, x, y, z), which is read one by one.
+        device: where to compare.
+
+    Raises:
+        ValueError: an empty set, unlike shapes, or values that are not finite.
+    """
+
+    def __init__(self, references: Volumes, *, device: str | torch.device = "cpu") -> None:
+        if not len(references):
+            raise ValueError("There are no references to compare with; give at least 1.")
+        self.shape = tuple(references[0].shape)
+        self.device = torch.device(device)
+        features = (_checked(references[i], self.shape).to(device) for i in range(len(references)))
+        self.fine = torch.stack([rank_features(volume) for volume in features])
+        self.coarse = _coarsen(self.fine).flatten(1)
+
+    def __len__(self) -> int:
+        return len(self.fine)
+
+
 def copy_distances(
     volumes: Volumes,
-    references: Volumes,
+    references: Volumes | CopyReferences,
     *,
     candidates: int = 8,
     max_shift: float = 1 / 16,
@@ -78,7 +102,7 @@ def copy_distances(
 
     Args:
         volumes: (number, channels, x, y, z), or any sequence of (channels, x, y, z), which is read one by one.
-        references: the same, on the same grid.
+        references: the same, on the same grid, or ready ones, which keep their device.
         candidates: references that each volume is aligned with.
         max_shift: largest shift searched, as a share of the field of view along each axis.
         flips: mirrorings searched.
@@ -94,17 +118,17 @@ def copy_distances(
             f"{len(volumes)} volumes, {available} references to compare with, {candidates} candidates, {len(flips)} "
             f"flips and max_shift {max_shift} were given; give at least 1 of each, and a shift in [0, 0.5)."
         )
-    shape = tuple(references[0].shape)
-    fine = torch.stack([rank_features(_checked(references[i], shape).to(device)) for i in range(len(references))])
-    coarse = _coarsen(fine).flatten(1)
+    ready = references if isinstance(references, CopyReferences) else CopyReferences(references, device=device)
     rows = []
     for index in range(len(volumes)):
-        query = _Query(_checked(volumes[index], shape).to(device), max_shift)
-        search = query.search(coarse, flips)
+        query = _Query(_checked(volumes[index], ready.shape).to(ready.device), max_shift)
+        search = query.search(ready.coarse, flips)
         if exclude_same_index:
             search.similarities[index] = -torch.inf
         chosen = search.similarities.topk(min(candidates, available)).indices.tolist()
-        rows.append(sorted((query.align(i, fine[i], search.flip(i), search.move(i)) for i in chosen), key=_by_distance))
+        rows.append(
+            sorted((query.align(i, ready.fine[i], search.flip(i), search.move(i)) for i in chosen), key=_by_distance)
+        )
     return CopyMatches(
         distances=torch.tensor([row[0].distance for row in rows], dtype=torch.float64),
         nearest=torch.tensor([row[0].reference for row in rows]),

@@ -1,0 +1,137 @@
+"""`voxdiff enhance`: a data set re-sampled, every mask with the appearance of other subjects."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+
+from voxdiff.cli.resampling_options import (
+    BatchSize,
+    Device,
+    Dtype,
+    Folder,
+    Model,
+    NnUNetBackground,
+    NnUNetChannel,
+    NnUNetFolder,
+    NnUNetId,
+    NnUNetLabels,
+    NnUNetName,
+    Scheduler,
+    Split,
+    StartPosition,
+    Steps,
+    Subject,
+    Tissue,
+    Unit,
+    load_informed_slice_pipeline,
+    make_filters,
+    parse_augmentation,
+    parse_nnunet,
+    print_result,
+    progress_bar,
+)
+
+
+def enhance(
+    model: Model,
+    data: Annotated[Path, typer.Argument(help="Folder of images and masks, such as `voxdiff cohort` writes.")],
+    out: Folder,
+    image: Annotated[str, typer.Option(help="Column of the images.")] = "image",
+    mask: Annotated[str, typer.Option(help="Column of the masks.")] = "mask",
+    subject: Subject = None,
+    tissue: Tissue = None,
+    split: Split = None,
+    variants: Annotated[int, typer.Option(help="Volumes a mask.")] = 1,
+    informed: Annotated[
+        str, typer.Option(help="Informed slices: cross (other subjects'), generated, own, or none.")
+    ] = "cross",
+    include_self: Annotated[
+        bool, typer.Option("--include-self", help="Let cross draw the mask's own subject too.")
+    ] = False,
+    augment_masks: Annotated[
+        bool, typer.Option("--augment-masks", help="Mirror and rotate masks, move and scale tumours.")
+    ] = False,
+    anatomy: Annotated[
+        str | None, typer.Option(help="How masks are augmented: brain (default), or organs (rotation only).")
+    ] = None,
+    tumour_labels: Annotated[
+        str | None, typer.Option(help="Labels that --augment-masks moves as one; default: 1,2,3.")
+    ] = None,
+    brain_label: Annotated[int | None, typer.Option(help="Label of brain without tumour; default: 4.")] = None,
+    outside_label: Annotated[int | None, typer.Option(help="Label outside the anatomy; default: 0.")] = None,
+    start_position: StartPosition = None,
+    unit: Unit = None,
+    filters: Annotated[
+        list[str] | None,
+        typer.Option("--filter", help="mask-agreement, memorisation or outlier, or NAME=THRESHOLD; repeat for each."),
+    ] = None,
+    segmenter: Annotated[
+        Path | None, typer.Option(help="For mask-agreement: a segmenter's folder; trained on the data if missing.")
+    ] = None,
+    segmenter_steps: Annotated[
+        int | None, typer.Option(help="Training steps of a new segmenter; default: 400.")
+    ] = None,
+    agreement_labels: Annotated[
+        str | None, typer.Option(help="Labels that are compared as one region: 1,2,3; default: each, and their mean.")
+    ] = None,
+    nnunet: NnUNetFolder = None,
+    nnunet_id: NnUNetId = None,
+    nnunet_name: NnUNetName = None,
+    nnunet_channel: NnUNetChannel = None,
+    nnunet_label: NnUNetLabels = None,
+    nnunet_background: NnUNetBackground = None,
+    steps: Steps = 50,
+    seed: Annotated[int, typer.Option(help="Of every choice, the noise and the masks' changes.")] = 0,
+    batch_size: BatchSize = 1,
+    scheduler: Scheduler = None,
+    device: Device = None,
+    dtype: Dtype = "float32",
+) -> None:
+    """Re-sample a data set: keep the masks, regenerate the images with informed slices of other subjects."""
+    console = Console(stderr=True)
+    try:
+        from voxdiff.workflows.enhance import enhance as run
+        from voxdiff.workflows.masked_cases import read_cases
+
+        export = parse_nnunet(
+            nnunet, nnunet_id, nnunet_name, nnunet_channel, nnunet_label, nnunet_background, default_name="Enhanced"
+        )
+        augmentation = parse_augmentation(augment_masks, anatomy, tumour_labels, brain_label, outside_label)
+        cases = read_cases(data, image=image, mask=mask, subject=subject, tissue=tissue, split=split)
+        pipe = load_informed_slice_pipeline(model, scheduler, device, dtype)
+        chosen = make_filters(
+            filters or [],
+            cases,
+            pipe.volume_processor,
+            segmenter=segmenter,
+            segmenter_steps=segmenter_steps,
+            agreement_labels=agreement_labels,
+            device=str(pipe.device),
+        )
+        with progress_bar(console) as progress:
+            task = progress.add_task("Re-sampling", total=len(cases) * variants)
+            result = run(
+                pipe,
+                cases,
+                out,
+                variants=variants,
+                augment_masks=augment_masks,
+                augmentation=augmentation,
+                informed=informed,  # type: ignore[arg-type]
+                include_self=include_self,
+                seed=seed,
+                start_position=start_position,
+                unit=unit,
+                filters=chosen,
+                nnunet=export,
+                num_inference_steps=steps,
+                batch_size=batch_size,
+                on_volume=lambda: progress.advance(task),
+            )
+    except (ValueError, OSError, ModuleNotFoundError) as error:
+        console.print(f"[bold red]Error:[/] {escape(str(error))}", soft_wrap=True)
+        raise typer.Exit(1) from error
+    print_result(result, export)
