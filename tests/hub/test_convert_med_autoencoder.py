@@ -5,7 +5,7 @@ import torch
 from goldens import load_golden
 
 from voxdiff import AutoencoderPatchVolume, convert_state_dict
-from voxdiff.hub.checkpoints_med import read_packed_checkpoint
+from voxdiff.hub.checkpoints_packed import read_packed_checkpoint
 from voxdiff.hub.convert import CONVERTERS
 from voxdiff.hub.convert_med_autoencoder import DISCRIMINATOR_KEYS, KEYS, split_attention
 

@@ -6,6 +6,8 @@ from typing import Any
 import torch
 
 from voxdiff.hub.card import conversion_card
+from voxdiff.hub.convert_gem import SLICE, STAGE1, STAGE2
+from voxdiff.hub.convert_kl_f8 import KL_F8
 from voxdiff.hub.convert_med_autoencoder import MED_AUTOENCODER, MED_DISCRIMINATOR
 from voxdiff.hub.convert_med_biflownet import MED_BIFLOWNET
 from voxdiff.hub.convert_wdm import CWDM, WDM
@@ -19,6 +21,10 @@ CONVERTERS: dict[str, Converter] = {
     "med-autoencoder": MED_AUTOENCODER,
     "med-discriminator": MED_DISCRIMINATOR,
     "med-biflownet": MED_BIFLOWNET,
+    "gem3d-stage1": STAGE1,
+    "gem3d-stage2": STAGE2,
+    "gem3d-slice": SLICE,
+    "kl-f8": KL_F8,
 }
 """Name of the official network -> how its state dicts become one of our models."""
 

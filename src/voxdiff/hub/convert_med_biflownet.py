@@ -5,7 +5,7 @@ from pathlib import Path
 
 import torch
 
-from voxdiff.hub.checkpoints_med import read_packed_checkpoint
+from voxdiff.hub.checkpoints_packed import read_packed_checkpoint
 from voxdiff.hub.state_dicts import Config, Converter, StateDict, require_shape
 from voxdiff.models.biflownet_3d import BiFlowNet3DModel
 

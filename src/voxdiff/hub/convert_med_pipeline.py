@@ -8,7 +8,7 @@ from huggingface_hub import ModelCardData
 
 from voxdiff import __version__
 from voxdiff.hub.card import LIMITS
-from voxdiff.hub.checkpoints_med import read_packed_checkpoint
+from voxdiff.hub.checkpoints_packed import read_packed_checkpoint
 from voxdiff.hub.convert_med_autoencoder import MED_AUTOENCODER
 from voxdiff.hub.convert_med_biflownet import MED_BIFLOWNET, read_checkpoint_file
 from voxdiff.hub.new_folder import file_sha256, new_folder, require_free, write_pipeline_file

@@ -131,9 +131,10 @@ def find_preset(name: str, converter: str) -> Preset:
     """
     allowed = [key for key, preset in PRESETS.items() if preset.converter == converter]
     if not allowed:
+        method, source = ("med", "3D MedDiffusion") if converter.startswith("med-") else ("gem", "GEM-3D")
         raise ValueError(
             f"There are no presets for {converter!r}; with voxdiff.convert_state_dict it becomes a model, and `voxdiff "
-            "convert med` makes a pipeline of the two checkpoints of 3D MedDiffusion."
+            f"convert {method}` makes a pipeline of the checkpoints of {source}."
         )
     if name not in allowed:
         problem = f"belongs to {PRESETS[name].converter!r} models" if name in PRESETS else "is unknown"
