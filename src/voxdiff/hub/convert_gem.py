@@ -8,6 +8,7 @@ from itertools import product
 import torch
 from diffusers import UNet2DConditionModel, UNet2DModel
 
+from voxdiff.hub.adm_layout import RESNET_PARTS, read_depth
 from voxdiff.hub.checkpoints_gem import select_unet
 from voxdiff.hub.state_dicts import Config, Converter, StateDict, require_shape
 from voxdiff.models.unet_informed_slice import InformedSliceUNetModel
@@ -26,14 +27,6 @@ _RESNETS = (
     ("middle_block.0", "mid_block.resnets.0"),
     ("middle_block.2", "mid_block.resnets.1"),
     ("output_blocks.{decoder}.0", "up_blocks.{level}.resnets.{layer}"),
-)
-_RESNET_PARTS = (
-    ("in_layers.0", "norm1"),
-    ("in_layers.2", "conv1"),
-    ("emb_layers.1", "time_emb_proj"),
-    ("out_layers.0", "norm2"),
-    ("out_layers.3", "conv2"),
-    ("skip_connection", "conv_shortcut"),
 )
 _VOLUMETRIC_RESNET_PARTS = (
     ("in_layers_tem.temporal_conv", "conv1_vol"),
@@ -89,14 +82,14 @@ def _rows(modules: Rows, parts: Rows) -> Rows:
     )
 
 
-STAGE1_KEYS = (*_FRAME, *_rows(_RESNETS, _RESNET_PARTS), *_rows(_ATTENTIONS, _SELF_ATTENTION_PARTS))
+STAGE1_KEYS = (*_FRAME, *_rows(_RESNETS, RESNET_PARTS), *_rows(_ATTENTIONS, _SELF_ATTENTION_PARTS))
 STAGE2_KEYS = (
     *STAGE1_KEYS,
     *_VOLUMETRIC_FRAME,
     *_rows(_RESNETS, _VOLUMETRIC_RESNET_PARTS),
     *_rows(_ATTENTIONS, _VOLUMETRIC_ATTENTION_PARTS),
 )
-SLICE_KEYS = (*_FRAME, *_rows(_RESNETS, _RESNET_PARTS), *_rows(_ATTENTIONS, _TRANSFORMER_PARTS))
+SLICE_KEYS = (*_FRAME, *_rows(_RESNETS, RESNET_PARTS), *_rows(_ATTENTIONS, _TRANSFORMER_PARTS))
 """Official module -> ours, once :func:`split_heads` parted the projections; up levels count from the deepest."""
 
 
@@ -150,7 +143,7 @@ def read_config(state_dict: StateDict, network: str) -> Config:
         ValueError: The tensors belong to another network or contradict each other.
     """
     _check_signs(state_dict, network)
-    levels, layers = _depth(state_dict)
+    levels, layers = read_depth(state_dict, r"[12]\.conv\.")
     firsts = [1 + level * (layers + 1) for level in range(levels)]
     return {
         "in_channels": require_shape(state_dict, "input_blocks.0.0.weight", 4)[1],
@@ -216,19 +209,6 @@ def _check_signs(state_dict: StateDict, network: str) -> None:
         raise ValueError(
             f"The state dict has no {_SIGNS[network][1]}, as {network!r} networks have; give one that has them."
         )
-
-
-def _depth(state_dict: StateDict) -> tuple[int, int]:
-    """Number of levels and of residual blocks a level: every level but the shallowest ends in an upsampling."""
-    blocks = {match[1] for key in state_dict if (match := re.match(r"output_blocks\.(\d+)\.0\.", key))}
-    doublings = {match[1] for key in state_dict if (match := re.match(r"output_blocks\.(\d+)\.[12]\.conv\.", key))}
-    levels = len(doublings) + 1
-    if len(blocks) % levels or len(blocks) < 2 * levels:
-        raise ValueError(
-            f"The state dict has {len(blocks)} output_blocks, {len(doublings)} of which upsample, which does not make "
-            f"{levels} equal levels; give the state dict as it was published."
-        )
-    return levels, len(blocks) // levels - 1
 
 
 @dataclass(frozen=True, kw_only=True)

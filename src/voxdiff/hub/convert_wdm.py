@@ -3,6 +3,7 @@
 import re
 from functools import partial
 
+from voxdiff.hub.adm_layout import RESNET_PARTS, read_depth
 from voxdiff.hub.state_dicts import Config, Converter, StateDict, require_shape
 from voxdiff.models.unet_wavelet_3d import WaveletUNet3DModel
 
@@ -26,15 +27,6 @@ _RESNETS = (
     ("output_blocks.{doubling}.1", "up_blocks.{level}.upsamplers.0"),
 )
 
-_RESNET_PARTS = (
-    ("in_layers.0", "norm1"),
-    ("in_layers.2", "conv1"),
-    ("emb_layers.1", "time_emb_proj"),
-    ("out_layers.0", "norm2"),
-    ("out_layers.3", "conv2"),
-    ("skip_connection", "conv_shortcut"),
-)
-
 KEYS = (
     ("time_embed.0", "time_embedding.linear_1"),
     ("time_embed.2", "time_embedding.linear_2"),
@@ -42,7 +34,7 @@ KEYS = (
     *(
         (f"{block}.{part}", f"{our_block}.{our_part}")
         for block, our_block in _RESNETS
-        for part, our_part in _RESNET_PARTS
+        for part, our_part in RESNET_PARTS
     ),
     ("out.0", "conv_norm_out"),
     ("out.2", "conv_out"),
@@ -79,7 +71,7 @@ def read_config(state_dict: StateDict, conditional: bool) -> Config:
     in_channels = require_shape(state_dict, "input_blocks.0.0.weight", 5)[1]
     out_channels = require_shape(state_dict, "out.2.weight", 5)[0]
     _check_conditions(in_channels, out_channels, conditional)
-    levels, layers = _depth(state_dict)
+    levels, layers = read_depth(state_dict, r"1\.")
     firsts = [numbering({"layers_per_block": layers}, level)["encoder"] for level in range(levels)]
     widths = [require_shape(state_dict, f"input_blocks.{block}.0.out_layers.3.weight", 5)[0] for block in firsts]
     return {
@@ -100,19 +92,6 @@ def _check_conditions(in_channels: int, out_channels: int, conditional: bool) ->
         raise ValueError(
             f"{channels}, but 'cwdm' has {_BANDS} more for each condition volume; an unconditional model is 'wdm'."
         )
-
-
-def _depth(state_dict: StateDict) -> tuple[int, int]:
-    """Number of levels and of residual blocks a level: every level but the shallowest ends in a doubling block."""
-    blocks = {match[1] for key in state_dict if (match := re.match(r"output_blocks\.(\d+)\.0\.", key))}
-    doublings = {match[1] for key in state_dict if (match := re.match(r"output_blocks\.(\d+)\.1\.", key))}
-    levels = len(doublings) + 1
-    if len(blocks) % levels or len(blocks) < 2 * levels:
-        raise ValueError(
-            f"The checkpoint has {len(blocks)} output_blocks, {len(doublings)} of which upsample, which does "
-            f"not make {levels} equal levels; give the state dict as it was published."
-        )
-    return levels, len(blocks) // levels - 1
 
 
 def _skip_mode(state_dict: StateDict, deepest: int) -> str:
