@@ -61,7 +61,7 @@ def test_wrong_mask_values(text, message):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({}, "Give the training data: --train_data_dir DIR with volumes and masks"),
+        ({}, "Give the training data: --train_data_dir DIR with NIfTI files"),
         ({"train_data_dir": "x", "cohort": "ct"}, "were both given"),
         ({"cohort": "mr", "resolution": "16"}, "--cohort is 'mr'; choose one of t1, t1gd, t2, flair, ct"),
         ({"cohort": "ct"}, "give --resolution, such as 64"),

@@ -5,77 +5,42 @@ from pathlib import Path
 
 from voxdiff.pipelines.mask_values import linear_mask_values
 from voxdiff.training.arguments import option
-from voxdiff.training.data_arguments import names, refuse, triple
+from voxdiff.training.data_arguments import names, triple
+from voxdiff.training.encoded_data_arguments import EncodedDataArguments
 from voxdiff.training.slice_sources import MASKED_COHORTS, SliceSource, cohort_slice_source, file_slice_source
-from voxdiff.volumes import VolumeProcessor
 
 _OF_FILES = ("image_column", "mask_column", "mask_values", "spacing", "intensity", "low", "high", "unit")
 _OF_DATA = ("split", "num_subjects", "resolution", "cache_dir", *_OF_FILES)
 
 
 @dataclass
-class SliceSourceArguments:
+class SliceSourceArguments(EncodedDataArguments):
     """The volumes and masks, and how they are brought to one grid.
 
     None means that an option was not given.
     """
 
-    train_data_dir: str | None = option(None, "Folder of NIfTI files, or a niftifolder data set with metadata.csv.")
     cohort: str | None = option(
         None,
         f"The simulated digital cohort instead: {', '.join(MASKED_COHORTS)} (brains with tumours, CT with organs).",
     )
-    split: str | None = option(None, "Split of the data set, or of the cohort (train, val, test); default: train.")
-    num_subjects: int | None = option(None, "Subjects of the cohort; default: 1000.")
     resolution: str | None = option(None, "Grid of the volumes: one number or x,y,z; default: the volumes' own.")
-    image_column: str | None = option(None, "Column of the volumes; default: image.")
     mask_column: str | None = option(None, "Column of the masks; default: mask.")
     mask_values: str | None = option(
         None,
         "What the networks see for each label of the masks: 0=-1,1=0,2=1, or the highest label alone, which spreads the "
         "labels from -1 to 1 in their order.",
     )
-    spacing: str | None = option(None, "Voxel size in mm: one number or x,y,z; default: the volumes' own.")
-    intensity: str | None = option(None, "percentile (MR, the default), window (CT) or minmax.")
-    low: float | None = option(None, "Lower percentile, or lower end of the window in HU.")
-    high: float | None = option(None, "Upper percentile, or upper end of the window in HU.")
-    unit: str | None = option(None, "State HU for CT volumes whose lowest value is not negative.")
-    skip_bad_files: bool = option(False, "Train without the subjects that cannot be read.")
-    cache_dir: str | None = option(
-        None, "Where simulated subjects and prepared files are kept; default: OUTPUT_DIR/cache."
-    )
-    latents_dir: str | None = option(
-        None,
-        "Where the latents are kept; alone, it trains on those of an earlier run. Default: OUTPUT_DIR/cache/latents.",
-    )
 
     def __post_init__(self) -> None:
-        if self.train_data_dir is not None and self.cohort is not None:
-            raise ValueError("--train_data_dir and --cohort were both given; give one of them.")
+        self.check_origin(of_files=_OF_FILES, of_data=_OF_DATA, example="flair")
         if self.cohort is not None:
-            refuse(self, _OF_FILES, "belongs to --train_data_dir, the cohort has its own")
             if self.cohort not in MASKED_COHORTS:
                 raise ValueError(f"--cohort is {self.cohort!r}; choose one of {', '.join(MASKED_COHORTS)}.")
             if self.resolution is None:
                 raise ValueError("The cohort is drawn on the grid that you choose; give --resolution, such as 64.")
-        elif self.train_data_dir is not None:
-            refuse(self, ("num_subjects",), "belongs to --cohort")
-            if self.mask_values is None:
-                raise ValueError("Give --mask_values: the highest label of the masks, or a table such as 0=-1,1=0,2=1.")
-        elif self.latents_dir is None:
-            raise ValueError(
-                "Give the training data: --train_data_dir DIR with volumes and masks, --cohort flair for the simulated "
-                "cohort, or the --latents_dir DIR of an earlier run."
-            )
-        else:
-            refuse(self, _OF_DATA, "was decided when the latents were encoded")
-        if self.skip_bad_files and self.train_data_dir is None:
-            raise ValueError("--skip_bad_files belongs to --train_data_dir; leave it out.")
-
-    @property
-    def are_encoded(self) -> bool:
-        """Whether only latents were given, no volumes."""
-        return self.train_data_dir is None and self.cohort is None
+        elif self.train_data_dir is not None and self.mask_values is None:
+            raise ValueError("Give --mask_values: the highest label of the masks, or a table such as 0=-1,1=0,2=1.")
 
     def make_source(self, cache_dir: Path) -> tuple[SliceSource, list[str]]:
         """The volumes with their masks.
@@ -91,17 +56,12 @@ class SliceSourceArguments:
         """
         grid = triple("resolution", self.resolution, int)
         if self.cohort is not None:
-            count, split = 1000 if self.num_subjects is None else self.num_subjects, self.split or "train"
             assert grid is not None
-            return cohort_slice_source(self.cohort, grid, cache_dir, num_subjects=count, split=split), []
+            return cohort_slice_source(
+                self.cohort, grid, cache_dir, num_subjects=self.number_of_subjects, split=self.split or "train"
+            ), []
         assert self.train_data_dir is not None and self.mask_values is not None
-        processor = VolumeProcessor(
-            size=grid,
-            spacing=triple("spacing", self.spacing, float),
-            intensity=self.intensity or "percentile",
-            low=self.low,
-            high=self.high,
-        )
+        processor = self.make_processor(grid)
         if self.unit is not None and processor.unit != "HU":
             raise ValueError(f"--unit {self.unit} belongs to volumes in HU (--intensity window); leave it out.")
         return file_slice_source(

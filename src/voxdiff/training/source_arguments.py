@@ -8,6 +8,7 @@ from pathlib import Path
 from voxdiff.training.arguments import option
 from voxdiff.training.class_sources import COHORT_CLASSES, Grid, VolumeSource, classes_of, cohort_source, file_sources
 from voxdiff.training.data_arguments import names, refuse, triple
+from voxdiff.training.encoded_data_arguments import EncodedDataArguments
 from voxdiff.volumes import VolumeProcessor
 
 _INTENSITY = ("spacing", "intensity", "low", "high")
@@ -16,24 +17,20 @@ _OF_DATA = ("split", "num_subjects", "grids", "scalar_columns", "cache_dir", *_O
 
 
 @dataclass
-class SourceArguments:
+class SourceArguments(EncodedDataArguments):
     """The volumes that are encoded, by class and grid, and what is known of them.
 
     None means that an option was not given.
     """
 
-    train_data_dir: str | None = option(None, "Folder of NIfTI files, or a niftifolder data set with metadata.csv.")
     cohort: str | None = option(
         None, f"The simulated digital cohort instead, a class for each of: {', '.join(COHORT_CLASSES)}."
     )
-    split: str | None = option(None, "Split of the data set, or of the cohort (train, val, test); default: train.")
-    num_subjects: int | None = option(None, "Subjects of each class of the cohort; default: 1000.")
     grids: str | None = option(
         None,
         "Grids all volumes are brought to, such as '64,64,64;64,64,48', or those of one class: 'mr=64;ct=64,64,48'. The "
         "first of a class is its own in the pipeline. Default: the volumes' own.",
     )
-    image_column: str | None = option(None, "Column of the volumes; default: image.")
     class_column: str | None = option(None, "Metadata column of the class; default: no classes.")
     classes: str | None = option(
         None, "JSON file, class -> options of its VolumeProcessor, where classes differ in intensity or spacing."
@@ -41,45 +38,13 @@ class SourceArguments:
     scalar_columns: str | None = option(
         None, "Numbers the model is conditioned on: metadata columns, or factors of the cohort."
     )
-    spacing: str | None = option(None, "Voxel size in mm: one number or x,y,z; default: the volumes' own.")
-    intensity: str | None = option(None, "percentile (MR, the default), window (CT) or minmax.")
-    low: float | None = option(None, "Lower percentile, or lower end of the window in HU.")
-    high: float | None = option(None, "Upper percentile, or upper end of the window in HU.")
-    unit: str | None = option(None, "State HU for CT volumes whose lowest value is not negative.")
-    skip_bad_files: bool = option(False, "Train without the volumes that cannot be read.")
-    cache_dir: str | None = option(
-        None, "Where simulated subjects and prepared files are kept; default: OUTPUT_DIR/cache."
-    )
-    latents_dir: str | None = option(
-        None,
-        "Where the latents are kept; alone, it trains on those of an earlier run. Default: OUTPUT_DIR/cache/latents.",
-    )
 
     def __post_init__(self) -> None:
-        if self.train_data_dir is not None and self.cohort is not None:
-            raise ValueError("--train_data_dir and --cohort were both given; give one of them.")
-        if self.cohort is not None:
-            refuse(self, _OF_FILES, "belongs to --train_data_dir, the cohort has its own")
-        elif self.train_data_dir is not None:
-            refuse(self, ("num_subjects",), "belongs to --cohort")
-        elif self.latents_dir is None:
-            raise ValueError(
-                "Give the training data: --train_data_dir DIR with NIfTI files, --cohort mr,ct for the simulated cohort, "
-                "or the --latents_dir DIR of an earlier run."
-            )
-        else:
-            refuse(self, _OF_DATA, "was decided when the latents were encoded")
-        if self.skip_bad_files and self.train_data_dir is None:
-            raise ValueError("--skip_bad_files belongs to --train_data_dir; leave it out.")
+        self.check_origin(of_files=_OF_FILES, of_data=_OF_DATA, example="mr,ct")
         if self.classes is not None:
             if self.class_column is None:
                 raise ValueError("--classes describes the classes of a metadata column; give --class_column too.")
             refuse(self, _INTENSITY, "stands in the file of --classes")
-
-    @property
-    def are_encoded(self) -> bool:
-        """Whether only latents were given, no volumes."""
-        return self.train_data_dir is None and self.cohort is None
 
     @property
     def scalar_names(self) -> list[str]:
@@ -115,7 +80,7 @@ class SourceArguments:
                 name,
                 grid,
                 cache_dir,
-                num_subjects=1000 if self.num_subjects is None else self.num_subjects,
+                num_subjects=self.number_of_subjects,
                 split=self.split or "train",
                 scalar_names=self.scalar_names,
             )
@@ -148,12 +113,7 @@ class SourceArguments:
         """Class -> processor without a grid; the only key is None for a model without classes."""
         if self.classes is not None:
             return _read_classes(Path(self.classes))
-        processor = VolumeProcessor(
-            spacing=triple("spacing", self.spacing, float),
-            intensity=self.intensity or "percentile",
-            low=self.low,
-            high=self.high,
-        )
+        processor = self.make_processor()
         if self.class_column is None:
             return {None: processor}
         assert self.train_data_dir is not None
