@@ -246,15 +246,7 @@ class InformedSlicePipeline(VolumePipeline):
         self.scheduler.set_timesteps(num_inference_steps, device=self._execution_device)
         noise = self.prepare_latents(tuple(mask_latents.shape), generator, latents)
         sampling |= {"callback": callback_on_step_end, "callback_tensors": callback_on_step_end_tensor_inputs}
-        volumes = torch.zeros_like(noise)
-        for _, entries in itertools.groupby(windows, key=lambda entry: entry.wave):
-            wave = list(entries)
-            known = gather_known(wave, volumes, known_slice_noise)
-            seen = gather_conditions(wave, volumes, mask_latents, informed)
-            generators = spread_generators(generator, batch, len(wave))
-            made = self.denoise_window(cut_windows(wave, noise), seen, known, generator=generators, **sampling)
-            write_windows(wave, made, volumes)
-
+        volumes = self.denoise_volumes(windows, noise, mask_latents, informed, known_slice_noise, generator, **sampling)
         output = self.postprocess(volumes[..., :depth], output_type, requests)
         self.maybe_free_model_hooks()
         if not return_dict:
@@ -272,6 +264,27 @@ class InformedSlicePipeline(VolumePipeline):
         )
         records = self.provenance(batch, generator, steps=num_inference_steps, started=started, conditions=conditions)
         return VolumePipelineOutput(volumes=output, provenance=records)
+
+    def denoise_volumes(
+        self,
+        windows: Sequence[SliceWindow],
+        noise: torch.Tensor,
+        mask_latents: torch.Tensor,
+        informed: torch.Tensor | None,
+        known_slice_noise: str,
+        generator: Generators,
+        **sampling: Any,
+    ) -> torch.Tensor:
+        """Pure noise ``(batch, channels, x, y, z)`` to latents of volumes, wave after wave of windows (Algorithm 1)."""
+        volumes = torch.zeros_like(noise)
+        for _, entries in itertools.groupby(windows, key=lambda entry: entry.wave):
+            wave = list(entries)
+            known = gather_known(wave, volumes, known_slice_noise)
+            seen = gather_conditions(wave, volumes, mask_latents, informed)
+            generators = spread_generators(generator, len(noise), len(wave))
+            made = self.denoise_window(cut_windows(wave, noise), seen, known, generator=generators, **sampling)
+            write_windows(wave, made, volumes)
+        return volumes
 
     def plan(
         self, depth: int, start: int, window: int | None = None, overlap: int | None = None, propagation: str = "paper"

@@ -86,11 +86,7 @@ def enhance(
     """
     if augmentation and not augment_masks:
         raise ValueError("Options of the mask augmentation were given without augment_masks=True; add it.")
-    if (informed == "none") == pipe.takes_informed_slice:
-        raise ValueError(
-            f"informed is {informed!r} and this model takes {'an' if pipe.takes_informed_slice else 'no'} informed slice; "
-            "'none' belongs to models without, such as Make-A-Volume, and to no others."
-        )
+    _require_matching(pipe, informed)
     planned = plan_enhancement(
         cases, variants=variants, informed=informed, include_self=include_self, augment_masks=augment_masks, seed=seed
     )
@@ -187,3 +183,11 @@ def require_call_arguments(given: Mapping[str, Any]) -> None:
 
 def _image_of_donor(item: PlannedVolume) -> Any:
     return None if item.donor is None else item.donor.image
+
+
+def _require_matching(pipe: Any, informed: Informed) -> None:
+    if (informed == "none") == pipe.takes_informed_slice:
+        raise ValueError(
+            f"informed is {informed!r} and this model takes {'an' if pipe.takes_informed_slice else 'no'} informed slice; "
+            "'none' belongs to models without, such as Make-A-Volume, and to no others."
+        )
