@@ -6,7 +6,8 @@ from typing import Annotated
 import typer
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from voxdiff.cli.console import one_sentence_errors, progress_bar
 
 
 def cohort(
@@ -27,26 +28,21 @@ def cohort(
     """Write simulated brain MR or abdominal CT subjects, with labels and known factors."""
     from voxdiff.data.cohort_files import write_cohort  # here, so that `voxdiff --help` does not wait for torch
 
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     console = Console(stderr=True)
-    try:
-        with Progress(*columns, console=console) as progress:
-            task = progress.add_task("Simulating", total=max(subjects, 0))
-            metadata = write_cohort(
-                out,
-                subjects,
-                split,
-                size=size,
-                seed=seed,
-                contrasts=tuple(name.strip() for name in contrasts.split(",") if name.strip()),
-                lesions=lesions,
-                modality=modality,
-                template=template,
-                on_subject=lambda: progress.advance(task),
-            )
-    except (ValueError, OSError) as error:
-        console.print(f"[bold red]Error:[/] {escape(str(error))}", soft_wrap=True)
-        raise typer.Exit(1) from error
+    with one_sentence_errors(console), progress_bar(console) as progress:
+        task = progress.add_task("Simulating", total=max(subjects, 0))
+        metadata = write_cohort(
+            out,
+            subjects,
+            split,
+            size=size,
+            seed=seed,
+            contrasts=tuple(name.strip() for name in contrasts.split(",") if name.strip()),
+            lesions=lesions,
+            modality=modality,
+            template=template,
+            on_subject=lambda: progress.advance(task),
+        )
     Console().print(
         f"[bold green]Written:[/] {subjects} simulated subjects, listed in {escape(str(metadata))}\n"
         f"Load them with [cyan]datasets.load_dataset('niftifolder', data_dir={escape(repr(str(out)))})[/]",

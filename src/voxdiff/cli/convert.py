@@ -7,6 +7,8 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
+from voxdiff.cli.console import one_sentence_errors
+
 
 def convert(
     name: Annotated[str, typer.Argument(help="Official network: wdm, cwdm, med (3D MedDiffusion) or gem (GEM-3D).")],
@@ -42,12 +44,8 @@ def convert(
 ) -> None:
     """Convert an official checkpoint to a folder that Pipeline.from_pretrained loads."""
     console = Console(stderr=True)
-    try:
-        with console.status(f"Converting {escape(str(checkpoint))}"):
-            folder = _convert(name, checkpoint, out, preset, autoencoder, slice_model, norm_num_groups)
-    except (ValueError, OSError) as error:
-        console.print(f"[bold red]Error:[/] {escape(str(error))}", soft_wrap=True)
-        raise typer.Exit(1) from error
+    with one_sentence_errors(console), console.status(f"Converting {escape(str(checkpoint))}"):
+        folder = _convert(name, checkpoint, out, preset, autoencoder, slice_model, norm_num_groups)
     size = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file()) / 1e6
     Console().print(
         f"[bold green]Written:[/] {escape(str(folder))} ({size:.0f} MB)\n"

@@ -7,6 +7,8 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
+from voxdiff.cli.console import one_sentence_errors
+
 
 def convert_extractor(
     name: Annotated[
@@ -22,11 +24,8 @@ def convert_extractor(
     from voxdiff.metrics.extractors.registry import convert_extractor_weights  # here, for a quick `voxdiff --help`
     from voxdiff.metrics.extractors.weights import file_sha256
 
-    try:
+    with one_sentence_errors(Console(stderr=True)):
         left_out = convert_extractor_weights(name, source, target)
-    except (ValueError, OSError) as error:
-        Console(stderr=True).print(f"[bold red]Error:[/] {escape(str(error))}", soft_wrap=True)
-        raise typer.Exit(1) from error
     heads = sorted(key for key in left_out if not key.endswith("num_batches_tracked"))
     Console().print(
         f"[bold green]Written:[/] {escape(str(target))} (SHA-256 {file_sha256(target)})\n"

@@ -7,6 +7,7 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
+from voxdiff.cli.console import one_sentence_errors
 from voxdiff.cli.resampling_options import Device, Dtype, Model, Scheduler, Steps, Unit, load_informed_slice_pipeline
 
 
@@ -33,7 +34,7 @@ def counterfactual(
 ) -> None:
     """Make a subject with its own and with an edited mask, and show what changed."""
     console = Console(stderr=True)
-    try:
+    with one_sentence_errors(console):
         from voxdiff.workflows.counterfactual import counterfactual as run
         from voxdiff.workflows.masked_cases import MaskedCase
 
@@ -42,9 +43,6 @@ def counterfactual(
         with console.status("Making both volumes"):
             options: dict[str, Any] = {"seed": seed, "num_inference_steps": steps, "unit": unit}
             result = run(pipe, case, edited_mask, out, slice_index=slice_index, **options)
-    except (ValueError, OSError, ModuleNotFoundError) as error:
-        console.print(f"[bold red]Error:[/] {escape(str(error))}", soft_wrap=True)
-        raise typer.Exit(1) from error
     Console().print(
         f"[bold green]Written:[/] {escape(str(out))}\nMean absolute difference: {result.inside:.4g} inside the edit, "
         f"{result.outside:.4g} outside (informed slice {result.slice_index})",

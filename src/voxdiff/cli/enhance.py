@@ -5,8 +5,8 @@ from typing import Annotated
 
 import typer
 from rich.console import Console
-from rich.markup import escape
 
+from voxdiff.cli.console import one_sentence_errors, progress_bar
 from voxdiff.cli.resampling_options import (
     BatchSize,
     Device,
@@ -31,7 +31,6 @@ from voxdiff.cli.resampling_options import (
     parse_augmentation,
     parse_nnunet,
     print_result,
-    progress_bar,
 )
 
 
@@ -92,7 +91,7 @@ def enhance(
 ) -> None:
     """Re-sample a data set: keep the masks, regenerate the images with informed slices of other subjects."""
     console = Console(stderr=True)
-    try:
+    with one_sentence_errors(console):
         from voxdiff.workflows.enhance import enhance as run
         from voxdiff.workflows.masked_cases import read_cases
 
@@ -131,7 +130,4 @@ def enhance(
                 batch_size=batch_size,
                 on_volume=lambda: progress.advance(task),
             )
-    except (ValueError, OSError, ModuleNotFoundError) as error:
-        console.print(f"[bold red]Error:[/] {escape(str(error))}", soft_wrap=True)
-        raise typer.Exit(1) from error
     print_result(result, export)

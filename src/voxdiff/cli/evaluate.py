@@ -7,7 +7,9 @@ import typer
 from rich.console import Console
 from rich.markdown import Markdown
 from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import Progress
+
+from voxdiff.cli.console import one_sentence_errors, progress_bar
 
 if TYPE_CHECKING:
     from voxdiff.metrics.stages import Advance, Stage
@@ -55,7 +57,7 @@ def evaluate(
     from voxdiff.metrics.evaluation_sets import DEFAULT_EXTRACTOR, EvaluationOptions
 
     console = Console(stderr=True)
-    try:
+    with one_sentence_errors(console):
         if (labels_real is None) != (labels_synthetic is None):
             raise ValueError("Label maps were given for one set only; give --labels-real and --labels-synthetic.")
         options = EvaluationOptions(
@@ -79,13 +81,9 @@ def evaluate(
         sets: dict[str, Any] = {"train": train, "masks": masks}
         if labels_real and labels_synthetic:
             sets["labels"] = (labels_real, labels_synthetic)
-        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-        with Progress(*columns, console=console, transient=True) as progress:
+        with progress_bar(console) as progress:
             on_stage = _stages_of(progress)
             report = run(real, synthetic, out=out, name=name, options=options, on_stage=on_stage, **sets)
-    except (ValueError, OSError, ModuleNotFoundError) as error:
-        console.print(f"[bold red]Error:[/] {escape(str(error))}", soft_wrap=True)
-        raise typer.Exit(1) from error
     Console().print(Markdown(report.to_markdown()))
     Console().print(f"[bold green]Written:[/] {escape(str(out / 'report.json'))}", soft_wrap=True)
 
@@ -108,14 +106,11 @@ def compare(
     from voxdiff.metrics.comparison import compare_reports
     from voxdiff.volumes import atomic_path
 
-    try:
+    with one_sentence_errors(Console(stderr=True)):
         text = compare_reports(reports)
         if out is not None:
             with atomic_path(out) as temporary:
                 temporary.write_text(text, encoding="utf-8")
-    except (ValueError, OSError) as error:
-        Console(stderr=True).print(f"[bold red]Error:[/] {escape(str(error))}", soft_wrap=True)
-        raise typer.Exit(1) from error
     Console().print(Markdown(text))
 
 

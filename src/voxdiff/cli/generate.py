@@ -7,7 +7,9 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import Progress
+
+from voxdiff.cli.console import one_sentence_errors, progress_bar
 
 DTYPES = ("float32", "bfloat16", "float16")
 _OPTIONS = {
@@ -53,7 +55,7 @@ def generate(
 ) -> None:
     """Generate volumes and save them as NIfTI, each with its provenance record and a picture."""
     console = Console(stderr=True)
-    try:
+    with one_sentence_errors(console):
         if num_volumes < 1 or batch_size < 1:
             raise ValueError("--num-volumes and --batch-size take whole numbers of at least 1.")
         if out.exists() and not out.is_dir():
@@ -68,16 +70,12 @@ def generate(
             size=size,
             guidance_scale=guidance_scale,
         )
-        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-        with Progress(*columns, console=console) as progress:
+        with progress_bar(console) as progress:
             task = progress.add_task(f"Sampling {num_volumes} volume(s)", total=num_volumes * steps)
             saved = []
             for first in range(0, num_volumes, batch_size):
                 seeds = range(seed + first, seed + min(first + batch_size, num_volumes))
                 saved += sample_and_save(pipe, seeds, steps, arguments, out, first, dicom, progress, task)
-    except (ValueError, OSError, ModuleNotFoundError) as error:
-        console.print(f"[bold red]Error:[/] {escape(str(error))}", soft_wrap=True)
-        raise typer.Exit(1) from error
     Console().print(f"[bold green]Written:[/] {len(saved)} volume(s) to {escape(str(out))}", soft_wrap=True)
     for path in saved:
         picture = path.with_name(path.name.removesuffix(".nii.gz") + ".png")

@@ -5,8 +5,8 @@ from typing import Annotated
 
 import typer
 from rich.console import Console
-from rich.markup import escape
 
+from voxdiff.cli.console import one_sentence_errors, progress_bar
 from voxdiff.cli.resampling_options import (
     BatchSize,
     Device,
@@ -29,7 +29,6 @@ from voxdiff.cli.resampling_options import (
     load_informed_slice_pipeline,
     parse_nnunet,
     print_result,
-    progress_bar,
 )
 
 
@@ -67,7 +66,7 @@ def harmonize(
 ) -> None:
     """Make a volume for every mask, all with one informed slice."""
     console = Console(stderr=True)
-    try:
+    with one_sentence_errors(console):
         from voxdiff.workflows.harmonize import harmonize as run
         from voxdiff.workflows.masked_cases import read_cases
 
@@ -91,7 +90,4 @@ def harmonize(
                 batch_size=batch_size,
                 on_volume=lambda: progress.advance(task),
             )
-    except (ValueError, OSError, ModuleNotFoundError) as error:
-        console.print(f"[bold red]Error:[/] {escape(str(error))}", soft_wrap=True)
-        raise typer.Exit(1) from error
     print_result(result, export)

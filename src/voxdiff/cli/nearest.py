@@ -7,7 +7,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from rich.progress import Progress, TaskID
+
+from voxdiff.cli.console import one_sentence_errors, progress_bar
 
 if TYPE_CHECKING:
     from voxdiff.metrics.nearest import Matches
@@ -45,7 +47,7 @@ def nearest(
 
     console = Console(stderr=True)
     settings: dict[str, Any] = {"data_range": 1.0, "scales": scales, "kernel_size": kernel_size, "sigma": sigma}
-    try:
+    with one_sentence_errors(console):
         check_arguments(out, candidates, top)
         chosen_device = check_device(device)
         options: dict[str, Any] = {"pattern": pattern, "unit": unit, "cache_dir": cache}
@@ -55,8 +57,7 @@ def nearest(
             raise ValueError(f"--top is {top} and {real} holds {len(real_set)} volume(s); ask for no more than those.")
         require_same_grid(synthetic_set, real_set)
         require_same_scale([synthetic_set], real_set)
-        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-        with Progress(*columns, console=console) as progress:
+        with progress_bar(console) as progress:
             matches = nearest_by_ms_ssim(
                 synthetic_set,
                 real_set,
@@ -69,9 +70,6 @@ def nearest(
             )
         table = write_table(out, matches, synthetic_set, real_set, top)
         write_record(out, settings, matches, synthetic_set, real_set, top, chosen_device)
-    except (ValueError, OSError) as error:
-        console.print(f"[bold red]Error:[/] {escape(str(error))}", soft_wrap=True)
-        raise typer.Exit(1) from error
     closest = int(matches.similarity.argmax())
     Console().print(
         f"[bold green]Written:[/] {escape(str(table))}\nMS-SSIM with the nearest of {len(real_set)} real volumes: "

@@ -7,6 +7,8 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
+from voxdiff.cli.console import one_sentence_errors
+
 
 def export_nnunet(
     data: Annotated[Path, typer.Argument(help="Folder of volumes and label maps, such as `voxdiff cohort` writes.")],
@@ -26,7 +28,7 @@ def export_nnunet(
 ) -> None:
     """Export in nnU-Net v2's raw format, checked as nnU-Net checks it."""
     console = Console(stderr=True)
-    try:
+    with one_sentence_errors(console):
         from voxdiff.data.volume_dataset import find_subjects
         from voxdiff.metrics.nnunet import export_nnunet as export
 
@@ -44,9 +46,6 @@ def export_nnunet(
             test_subjects=tests,
             label_key=label,
         )
-    except (ValueError, OSError) as error:
-        console.print(f"[bold red]Error:[/] {escape(str(error))}", soft_wrap=True)
-        raise typer.Exit(1) from error
     Console().print(
         f"[bold green]Written:[/] {len(subjects)} training and {len(tests)} test cases to {escape(str(folder))}\n"
         f"Next: [cyan]nnUNet_raw={escape(str(out))} nnUNetv2_plan_and_preprocess -d {dataset_id} "

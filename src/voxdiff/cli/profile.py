@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from voxdiff.cli.console import one_sentence_errors
 from voxdiff.cli.generate import load_pipeline, parse_conditions, refuse_mask_models
 
 
@@ -32,7 +33,7 @@ def profile(
 ) -> None:
     """Measure seconds, peak memory, parameters and operations of a call."""
     console = Console(stderr=True)
-    try:
+    with one_sentence_errors(console):
         if json_file is not None and json_file.is_dir():
             raise ValueError(f"--json {json_file} is a folder; give a file.")
         pipe = load_pipeline(model, scheduler, device, dtype)
@@ -45,9 +46,6 @@ def profile(
             report = _measure(pipe, repeats, warmup, arguments)
         if json_file is not None:
             _write(json_file, report)
-    except (ValueError, OSError, ModuleNotFoundError) as error:
-        console.print(f"[bold red]Error:[/] {escape(str(error))}", soft_wrap=True)
-        raise typer.Exit(1) from error
     Console().print(_table(model, report))
 
 

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from voxdiff.cli.console import progress_bar
 from voxdiff.cli.generate import load_pipeline
 
 if TYPE_CHECKING:
@@ -145,12 +145,6 @@ def parse_nnunet(
         labels=dict(map(parse_label, labels)),
         to_background=parse_labels(background) if background else (),
     )
-
-
-def progress_bar(console: Console) -> Progress:
-    """A bar that counts volumes."""
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    return Progress(*columns, console=console, transient=True)
 
 
 def print_result(result: "ResamplingResult", nnunet: "NnUNetDataset | None") -> None:

@@ -11,7 +11,8 @@ import typer
 from rich.console import Console
 from rich.markdown import Markdown
 from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from voxdiff.cli.console import one_sentence_errors, progress_bar
 
 TASKS = ("segmentation", "classification")
 
@@ -46,7 +47,7 @@ def utility(
 ) -> None:
     """Train on real, synthetic and mixed volumes, test on real ones, and report Dice and HD95 or accuracy and F1."""
     console = Console(stderr=True)
-    try:
+    with one_sentence_errors(console):
         from voxdiff.metrics.downstream import TrainingSettings
         from voxdiff.metrics.utility import classification_utility, segmentation_utility
 
@@ -64,8 +65,7 @@ def utility(
         )
         grid = {"size": _three(size, "--size", int), "spacing": _three(spacing, "--spacing", float)}
         folders = {"real": real, "synthetic": synthetic, "test": test}
-        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-        with Progress(*columns, console=console) as progress:
+        with progress_bar(console) as progress:
             bar = progress.add_task("Training", total=None)
             shared: dict[str, Any] = {
                 "settings": [name.strip() for name in settings.split(",")],
@@ -85,9 +85,6 @@ def utility(
                 pairs = _classification_pairs(folders, image, label, grid, unit, out / "volumes")
                 result = classification_utility(*pairs, **shared)
         _write(out, result)
-    except (ValueError, OSError, ModuleNotFoundError) as error:
-        console.print(f"[bold red]Error:[/] {escape(str(error))}", soft_wrap=True)
-        raise typer.Exit(1) from error
     Console().print(Markdown(result.to_markdown()))
     Console().print(f"[bold green]Written:[/] {escape(str(out / 'utility.json'))} and utility.md", soft_wrap=True)
 
