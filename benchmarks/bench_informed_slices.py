@@ -37,6 +37,7 @@ from informed_slice_sets import (
     VolumeSet,
     cohort_cases,
     grid_sets,
+    load_models,
     make_set,
     reconstruct,
     seam_places,
@@ -58,7 +59,7 @@ def main() -> None:
     args = parse_arguments()
     torch.set_num_threads(args.threads)
     described = environment()
-    models = {name: InformedSlicePipeline.from_pretrained(folder) for name, folder in model_folders(args).items()}
+    models = load_models(args.gem, args.baseline, args.dtype)
     count = max(args.volumes, args.sweep_volumes)
     all_cases = cohort_cases(args.cohort, "test", count + args.volumes, args.cache)
     cases, processor = all_cases[:count], models[GEM].volume_processor
@@ -89,14 +90,11 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--known-slice-noise", nargs="*", default=list(KNOWN_SLICE_NOISES), choices=KNOWN_SLICE_NOISES)
     parser.add_argument("--default-steps", type=int, default=20, help="of the grid")
     parser.add_argument("--batch-size", type=int, default=4)
+    parser.add_argument("--dtype", default="bfloat16", choices=("float32", "bfloat16"), help="of the networks")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--name", default="informed_slices")
     parser.add_argument("--out", type=Path, default=RESULTS)
     return parser.parse_args()
-
-
-def model_folders(args: argparse.Namespace) -> dict[str, Path]:
-    return {GEM: args.gem} | ({BASELINE: args.baseline} if args.baseline else {})
 
 
 def planned(args: argparse.Namespace, *, has_generator: bool) -> list[list[VolumeSet]]:

@@ -25,11 +25,11 @@ import numpy as np
 import torch
 from informed_slice_sets import (
     AUGMENTED,
-    BASELINE,
     GEM,
     VolumeSet,
     cohort_cases,
     grid_sets,
+    load_models,
     make_set,
     mask_labels,
     unit_volume,
@@ -56,9 +56,7 @@ def main() -> None:
     args = parse_arguments()
     torch.set_num_threads(args.threads)
     described = environment()
-    models = {GEM: InformedSlicePipeline.from_pretrained(args.gem)}
-    if args.baseline:
-        models[BASELINE] = InformedSlicePipeline.from_pretrained(args.baseline)
+    models = load_models(args.gem, args.baseline, args.dtype)
     train, test = (
         cohort_cases(args.cohort, split, count, args.cache)
         for split, count in (("train", args.subjects), ("test", args.test))
@@ -90,6 +88,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--learning-rate", type=float, default=1e-2)
     parser.add_argument("--sampling-steps", type=int, default=20)
     parser.add_argument("--batch-size", type=int, default=4, help="volumes generated at once")
+    parser.add_argument("--dtype", default="bfloat16", choices=("float32", "bfloat16"), help="of the networks")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--name", default="mask_adherence")
     parser.add_argument("--out", type=Path, default=RESULTS)

@@ -28,20 +28,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from informed_slice_sets import cohort_cases
+from informed_slice_sets import GEM, cohort_cases, load_models
 from record import RESULTS, environment, write_result
 from resampling_parts import PARTS, Bench
 from resampling_tables import document
-
-from voxdiff import InformedSlicePipeline
 
 
 def main() -> None:
     args = parse_arguments()
     torch.set_num_threads(args.threads)
     described = environment()
-    pipe = InformedSlicePipeline.from_pretrained(args.gem)
-    pipe.set_progress_bar_config(disable=True)
+    pipe = load_models(args.gem, None, args.dtype)[GEM]
     test = cohort_cases(args.cohort, "test", max(args.volumes, args.heldout), args.cache)
     train = cohort_cases(args.cohort, "train", args.references, args.cache) if "privacy" in args.parts else []
     bench = Bench(pipe=pipe, args=args, test=test, train=train)
@@ -76,6 +73,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--published-steps", type=int, default=200)
     parser.add_argument("--rounds", type=int, default=2, help="turns of the cost")
     parser.add_argument("--batch-size", type=int, default=4)
+    parser.add_argument("--dtype", default="bfloat16", choices=("float32", "bfloat16"), help="of the networks")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--name", default="resampling")
     parser.add_argument("--out", type=Path, default=RESULTS)

@@ -9,6 +9,7 @@
 #   bash benchmarks/gpu.sh patch_volume   there: bench_patch_volume.py at 256³ and 8x at 512³, bench_stage2_memory.py
 #   bash benchmarks/gpu.sh train     there: wdm-brain-64 for TRAIN_SECONDS, resuming; then export
 #   bash benchmarks/gpu.sh pvldm     there: pvldm-cohort-64 by train_pvldm.sh for TRAIN_SECONDS, resuming; weights to $OUT
+#   bash benchmarks/gpu.sh informed  there: informed-slice-brain-64 and Make-A-Volume by train_informed_slice.sh, likewise
 #   bash benchmarks/gpu.sh export    there: raw and averaged weights in 16 bit, log and pictures to $OUT
 #   bash benchmarks/gpu.sh stats     there: statistics of the latest averaged weights to $OUT
 #
@@ -180,19 +181,27 @@ train() {
   export_weights
 }
 
-# The stages of train_pvldm.sh, longer than on a CPU; what is finished is skipped, what is not resumes.
-pvldm() {
-  local run=${PVLDM_RUN:-runs/pvldm-cohort-64} status=0 left
-  export SUBJECTS=${SUBJECTS:-2000} PATCH_STEPS=${PATCH_STEPS:-8000} VOLUME_STEPS=${VOLUME_STEPS:-4000} EVERY=${EVERY:-500}
-  export DIFFUSION_STEPS=${DIFFUSION_STEPS:-40000} WORKERS=${WORKERS:-8} RUN=$run CACHE DEVICE SMALL PYTHON
-  for stage in patch volume diffusion; do
-    [[ -e $run/$stage/model_index.json || -e $run/$stage/autoencoder_report.json ]] && continue
+# Stages of a recipe for what is left of TRAIN_SECONDS; what is finished is skipped, what is not resumes.
+#   run_stages RECIPE FOLDER STAGE...
+run_stages() {
+  local recipe=$1 run=$2 status=0 left stage
+  export RUN=$run CACHE DEVICE SMALL PYTHON
+  for stage in "${@:3}"; do
+    [[ -e $run/$stage/model_index.json || -e $run/$stage/autoencoder_report.json || -e $run/$stage/scheduler ]] && continue
     left=$((${TRAIN_SECONDS:-520} - SECONDS))
     ((left > 20)) || break
-    timeout --signal=TERM --kill-after=20 "$left" bash benchmarks/train_pvldm.sh "$stage" || status=$?
+    timeout --signal=TERM --kill-after=20 "$left" bash "$recipe" "$stage" || status=$?
     ((status == 0)) || break
   done
   if ((status != 0 && status != 124 && status != 137 && status != 143)); then return "$status"; fi
+}
+
+# The stages of train_pvldm.sh, longer than on a CPU.
+pvldm() {
+  local run=${PVLDM_RUN:-runs/pvldm-cohort-64}
+  export SUBJECTS=${SUBJECTS:-2000} PATCH_STEPS=${PATCH_STEPS:-8000} VOLUME_STEPS=${VOLUME_STEPS:-4000} EVERY=${EVERY:-500}
+  export DIFFUSION_STEPS=${DIFFUSION_STEPS:-40000} WORKERS=${WORKERS:-8}
+  run_stages benchmarks/train_pvldm.sh "$run" patch volume diffusion
   for stage in patch volume; do
     [[ -e $run/$stage/config.json ]] || continue
     cp "$run/$stage/config.json" "$OUT/vae_config.json"
@@ -201,6 +210,21 @@ pvldm() {
   if compgen -G "$run/diffusion/checkpoint-*" >/dev/null; then
     "$PYTHON" benchmarks/export_checkpoint.py "$run/diffusion" "$OUT"
   fi
+}
+
+# The stages of train_informed_slice.sh, longer than on a CPU, and Make-A-Volume.
+informed() {
+  local run=${INFORMED_RUN:-runs/informed-slice-brain-64} stage
+  export SUBJECTS=${SUBJECTS:-1000} WORKERS=${WORKERS:-8} EVERY=${EVERY:-500} AUTOENCODER_STEPS=${AUTOENCODER_STEPS:-6000}
+  export SLICE_STEPS=${SLICE_STEPS:-15000} GENERATOR_STEPS=${GENERATOR_STEPS:-10000} VOLUME_STEPS=${VOLUME_STEPS:-8000}
+  run_stages benchmarks/train_informed_slice.sh "$run" autoencoder slice generator volume baseline
+  if compgen -G "$run/volume/checkpoint-*" >/dev/null; then
+    "$PYTHON" benchmarks/export_checkpoint.py "$run/volume" "$OUT"
+  fi
+  for stage in volume baseline; do
+    [[ -e $run/$stage/model_index.json ]] || continue
+    "$PYTHON" benchmarks/export_pipeline.py "$run/$stage" "$OUT/informed-slice-$stage.tar"
+  done
 }
 
 export_weights() {
@@ -223,10 +247,11 @@ case ${1:-} in
   patch_volume) prepare && patch_volume ;;
   train) prepare && train ;;
   pvldm) prepare && pvldm ;;
+  informed) prepare && informed ;;
   export) prepare && export_weights ;;
   stats) prepare && stats ;;
   *)
-    sed -n '2,20p' "$0" | sed 's/^# \{0,1\}//'
+    sed -n '2,21p' "$0" | sed 's/^# \{0,1\}//'
     exit 2
     ;;
 esac

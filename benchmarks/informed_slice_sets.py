@@ -58,6 +58,16 @@ class VolumeSet:
         return f"{self.model}-{self.informed}{augmented}-{self.noise}-{self.steps}-{self.volumes}"
 
 
+def load_models(gem: Path, baseline: Path | None, dtype: str) -> dict[str, InformedSlicePipeline]:
+    """The pipelines by name, ready to sample in a precision such as ``"bfloat16"``."""
+    folders = {GEM: gem} | ({BASELINE: baseline} if baseline else {})
+    models = {name: InformedSlicePipeline.from_pretrained(folder) for name, folder in folders.items()}
+    for pipe in models.values():
+        pipe.to(getattr(torch, dtype))
+        pipe.set_progress_bar_config(disable=True)
+    return models
+
+
 def grid_sets(steps: int, volumes: int, *, generator: bool) -> list[VolumeSet]:
     """The paper's grid (its tables of test and train samples); without generator there is no IG."""
     chosen = {name: kinds for name, kinds in BASIC_SETS.items() if generator or kinds[1] != "generated"}
