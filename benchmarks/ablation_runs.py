@@ -23,7 +23,7 @@ BIFLOWNET = (
 FLOW = "--token_size 1 --sub_volume_size 4"
 DIFFUSION_RUN = (
     "--learning_rate 1e-3 --lr_scheduler cosine --lr_warmup_steps 50 --ema_decay 0.995 --train_batch_size 4 "
-    "--ignore_autoencoder_report true --channels_last false"
+    "--ignore_autoencoder_report true --prediction_type v_prediction"
 )
 
 

@@ -83,7 +83,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--seeds", type=int, default=2)
     parser.add_argument("--patch-steps", type=int, default=600)
     parser.add_argument("--volume-steps", type=int, default=120)
-    parser.add_argument("--diffusion-steps", type=int, default=500)
+    parser.add_argument("--diffusion-steps", type=int, default=600)
     parser.add_argument("--subjects", type=int, default=300, help="trained on")
     parser.add_argument("--volumes", type=int, default=100, help="measured: test subjects, and generated ones")
     parser.add_argument("--sampling-steps", type=int, default=20)

@@ -51,6 +51,13 @@ def test_swapping_there_and_back_changes_nothing(first, second):
     assert {name: there.config[name] for name in own} == {name: back.config[name] for name in own}
 
 
+@pytest.mark.parametrize("name", [name for name in SUPPORTED_SCHEDULERS if name != "flow-euler"])
+def test_the_cosine_preset_leaves_hardly_any_signal_with_every_solver(name):
+    swapped = swap_scheduler(make_scheduler("cosine-dpm++"), name)
+    assert swapped.alphas_cumprod[-1] ** 0.5 < 1e-3 < make_scheduler("gem-dpm++").alphas_cumprod[-1] ** 0.5
+    assert swapped.config.prediction_type == "v_prediction"
+
+
 def test_unsupported_schedulers_raise():
     with pytest.raises(ValueError, match="PNDMScheduler, which voxdiff does not support; use one of ddpm"):
         check_scheduler(diffusers.PNDMScheduler())
