@@ -21,6 +21,8 @@ _EXPORTS = {
     "InformedSliceUNetModel": "voxdiff.models.unet_informed_slice",
     "PatchDiscriminator3D": "voxdiff.models.discriminator_patch_3d",
     "PatchVolumeLDMPipeline": "voxdiff.pipelines.pipeline_patch_volume_ldm",
+    "SliceConditionedPipeline": "voxdiff.pipelines.pipeline_slice_conditioned",
+    "SliceConditionedUNetModel": "voxdiff.models.unet_slice_conditioned",
     "VolumePipelineOutput": "voxdiff.pipelines.output",
     "WaveletDiffusionPipeline": "voxdiff.pipelines.pipeline_wavelet_diffusion",
     "WaveletUNet3DModel": "voxdiff.models.unet_wavelet_3d",

@@ -1,0 +1,67 @@
+"""A set of slices as a network gets it: slots that hold a known slice, a noisy target or padding."""
+
+import torch
+
+
+def check_slots(
+    sample: torch.Tensor,
+    positions: torch.Tensor,
+    known_slices: torch.Tensor | None,
+    known: torch.Tensor | None,
+    valid: torch.Tensor | None,
+) -> None:
+    """Raise ValueError unless all that describes the slots of ``sample`` ``(batch, channels, x, y, slots)`` fits it."""
+    if (known is None) != (known_slices is None):
+        missing = "known, which says where they are" if known is None else "known_slices, the slices themselves"
+        raise ValueError(
+            f"The U-Net is missing {missing}; give known_slices and known, or neither if nothing is known."
+        )
+    expected = (sample.shape[0], sample.shape[-1])
+    for name, values in (("positions", positions), ("known", known), ("valid", valid)):
+        if values is not None and tuple(values.shape) != expected:
+            raise ValueError(
+                f"The U-Net got {name} of shape {tuple(values.shape)}; pass {expected}, one value a slot of each sample."
+            )
+    if known_slices is not None and known_slices.shape != sample.shape:
+        raise ValueError(
+            f"The known slices have the shape {tuple(known_slices.shape)}, but the noisy ones {tuple(sample.shape)}; pass "
+            "tensors of one shape, with anything in the slots that are not known."
+        )
+
+
+def join_known(sample: torch.Tensor, known_slices: torch.Tensor | None, known: torch.Tensor | None) -> torch.Tensor:
+    """Put clean slices where they are known, noisy ones elsewhere, and which is which into a channel behind them."""
+    if known_slices is None or known is None:
+        return torch.cat([sample, torch.zeros_like(sample[:, :1])], dim=1)
+    mask = known.bool()[:, None, None, None, :]
+    indicator = mask.to(sample.dtype).expand_as(sample[:, :1])
+    return torch.cat([torch.where(mask, known_slices, sample), indicator], dim=1)
+
+
+def target_slots(
+    known: torch.Tensor | None, valid: torch.Tensor | None, num_targets: int | None = None
+) -> torch.Tensor | None:
+    """Find the slots that are neither known nor padding.
+
+    Args:
+        known: ``(batch, slots)``, 1 or True for the known slots; None: nothing is known.
+        valid: ``(batch, slots)``, 0 or False for padding; None: no padding.
+        num_targets: How many there are, where the caller knows: the size of the result then depends on no tensor.
+
+    Returns:
+        Their indices out of ``batch * slots``, in order; None if all slots are targets.
+
+    Raises:
+        RuntimeError: If there are not ``num_targets`` of them; on a GPU it may come later than the call.
+    """
+    excluded = [flags for flags in (known, None if valid is None else ~valid.bool()) if flags is not None]
+    if not excluded:
+        return None
+    target = ~torch.stack([flags.bool() for flags in excluded]).any(0).flatten()
+    if num_targets is None:
+        return target.nonzero()[:, 0]
+    torch._assert_async(
+        target.sum() == num_targets,
+        "num_targets is not the number of slots that are neither known nor padding; count them again.",
+    )
+    return torch.argsort((~target).byte(), stable=True)[:num_targets]
