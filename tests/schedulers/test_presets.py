@@ -69,6 +69,22 @@ def test_unsupported_schedulers_raise():
         make_scheduler("ddpm")
 
 
+def test_fdm_spreads_few_steps_from_noise_to_the_clean_sample():
+    """The official respacing; the values are those of the golden file cdpm_stage."""
+    scheduler = make_scheduler("fdm")
+    scheduler.set_timesteps(12)
+    facts = load_golden("cdpm_stage")[0]["facts"]
+    assert scheduler.timesteps.tolist() == facts["timestep_map"][::-1]
+    following = [*scheduler.timesteps[1:], None]
+    for timestep, after, beta in zip(scheduler.timesteps, following, facts["betas"][::-1], strict=True):
+        before = 1.0 if after is None else scheduler.alphas_cumprod[after]
+        assert float(1 - scheduler.alphas_cumprod[timestep] / before) == pytest.approx(beta, abs=1e-5)
+        if timestep > 0:
+            assert float(scheduler._get_variance(timestep)) == pytest.approx(beta, abs=1e-5)
+    assert make_scheduler("fdm-dpm++").config["timestep_spacing"] == "linspace"
+    assert swap_scheduler(scheduler, "ddim").config["timestep_spacing"] == "leading"
+
+
 class Float64Posterior:
     """The published ancestral step with a float64 schedule (Ho 2020, eq. 6 and 7; larger variance)."""
 

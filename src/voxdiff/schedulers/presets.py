@@ -102,6 +102,20 @@ _COSINE = {
     "lambda_min_clipped": -5.1,
 }
 
+# FDM, whose sampler cDPM uses: 1000 ancestral steps with the larger variance, x0 clipped to [-1, 1]; fewer steps are
+# spread from 999 to 0.
+_FDM = {
+    **_DIFFUSION,
+    "beta_start": 1e-4,
+    "beta_end": 2e-2,
+    "beta_schedule": "linear",
+    "prediction_type": "epsilon",
+    "variance_type": "fixed_large",
+    "clip_sample": True,
+    "clip_sample_range": 1.0,
+    "timestep_spacing": "linspace",
+}
+
 PRESETS: dict[str, tuple[str, dict[str, Any]]] = {
     "wdm-ddpm": ("ddpm", _WDM),
     "wdm-ddim": ("ddim", _WDM),
@@ -111,6 +125,8 @@ PRESETS: dict[str, tuple[str, dict[str, Any]]] = {
     "gem-ddim": ("ddim", _GEM),
     "gem-dpm++": ("dpm++", _GEM),
     "cosine-dpm++": ("dpm++", _COSINE),
+    "fdm": ("ddpm", _FDM),
+    "fdm-dpm++": ("dpm++", _FDM),
     "flow-matching": ("flow-euler", {"num_train_timesteps": 1000, "shift": 1.0}),
 }
 """Name of a published setting -> (short name of the scheduler, its configuration)."""
@@ -160,12 +176,12 @@ def swap_scheduler(scheduler, name: str):
             f"A model trained with {type(scheduler).__name__} cannot be sampled with {target}: flow matching and "
             "diffusion define time differently; keep a scheduler of its own kind."
         )
-    return _build(name, scheduler.config)
+    return _build(name, {key: value for key, value in scheduler.config.items() if key != "timestep_spacing"})
 
 
 def _build(name: str, config: Mapping[str, Any]):
-    spacing = _SPACING.get(name, _DEFAULT_SPACING)
-    config = {**config, **({} if name == "flow-euler" else {"timestep_spacing": spacing}), **_SOLVER_KEYS.get(name, {})}
+    spacing = {} if name == "flow-euler" else {"timestep_spacing": _SPACING.get(name, _DEFAULT_SPACING)}
+    config = {**spacing, **config, **_SOLVER_KEYS.get(name, {})}
     return getattr(diffusers, SUPPORTED_SCHEDULERS[name]).from_config(config)
 
 
