@@ -68,6 +68,9 @@ def test_files_that_are_absent_or_in_the_way_are_named(checkpoint, tmp_path):
         (["med-biflownet"], "There are no presets for 'med-biflownet'"),
         (["med-autoencoder", "--preset", "brats-128"], "`voxdiff convert med` makes a pipeline"),
         (["gem3d-stage1"], "`voxdiff convert gem` makes a pipeline"),
+        (["fdm", "--preset", "brats-128"], "fdm takes --norm-num-groups and no other options"),
+        (["fdm", "--autoencoder", "ae.ckpt"], "belongs to med and gem"),
+        (["fdm"], "where the official network has 4 dimensions"),
     ],
 )
 def test_med_gem_and_the_others_take_different_options(arguments, reason, checkpoint, tmp_path):
@@ -92,6 +95,14 @@ def test_every_file_of_gem_is_handed_on(tmp_path, monkeypatch):
         (stage2, out, {"slice_path": None, "vae_path": None, "preset": "gem-brats"}),
         (stage2, out, {"slice_path": slices, "vae_path": vae, "preset": "gem-abdomen"}),
     ]
+
+
+def test_a_network_of_slices_becomes_a_folder(tmp_path):
+    checkpoint, out = tmp_path / "ema_0.9999_200000.pt", tmp_path / "out"
+    torch.save({"state_dict": load_golden("cdpm_unet")[1], "step": 200_000}, checkpoint)
+    result = run("fdm", checkpoint, out)
+    assert result.exit_code == 0, result.output
+    assert isinstance(voxdiff.Pipeline.from_pretrained(out), voxdiff.SliceConditionedPipeline)
 
 
 def test_help_names_the_presets():

@@ -11,7 +11,9 @@ from voxdiff.cli.console import one_sentence_errors
 
 
 def convert(
-    name: Annotated[str, typer.Argument(help="Official network: wdm, cwdm, med (3D MedDiffusion) or gem (GEM-3D).")],
+    name: Annotated[
+        str, typer.Argument(help="Official network: wdm, cwdm, med (3D MedDiffusion), gem (GEM-3D) or fdm (cDPM).")
+    ],
     checkpoint: Annotated[
         Path,
         typer.Argument(
@@ -23,7 +25,7 @@ def convert(
         str | None,
         typer.Option(
             help="How the model was trained: brats-128, lidc-128, brats-256, lidc-256 for wdm; cwdm-t1n, cwdm-t1c, "
-            "cwdm-t2w, cwdm-t2f for cwdm; gem-brats (default), gem-abdomen for gem. med needs none."
+            "cwdm-t2w, cwdm-t2f for cwdm; gem-brats (default), gem-abdomen for gem. med and fdm need none."
         ),
     ] = None,
     autoencoder: Annotated[
@@ -65,6 +67,7 @@ def _convert(
 ) -> Path:
     # Here, so that `voxdiff --help` does not wait for diffusers.
     from voxdiff.hub.convert import convert_checkpoint
+    from voxdiff.hub.convert_fdm_pipeline import convert_fdm_checkpoint
     from voxdiff.hub.convert_gem_pipeline import convert_gem_checkpoints
     from voxdiff.hub.convert_med_pipeline import convert_med_checkpoints
 
@@ -87,4 +90,8 @@ def _convert(
     if preset is None and name in ("wdm", "cwdm"):
         raise ValueError(f"--preset is missing, which says how the {name!r} model was trained; see --help.")
     overrides = {} if norm_num_groups is None else {"norm_num_groups": norm_num_groups}
+    if name == "fdm":
+        if preset is not None:
+            raise ValueError("fdm takes --norm-num-groups and no other options.")
+        return convert_fdm_checkpoint(checkpoint, out, unet_overrides=overrides)
     return convert_checkpoint(name, checkpoint, out, preset=preset or "", **overrides)

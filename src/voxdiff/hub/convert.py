@@ -6,6 +6,7 @@ from typing import Any
 import torch
 
 from voxdiff.hub.card import conversion_card
+from voxdiff.hub.convert_fdm import FDM
 from voxdiff.hub.convert_gem import SLICE, STAGE1, STAGE2
 from voxdiff.hub.convert_kl_f8 import KL_F8
 from voxdiff.hub.convert_med_autoencoder import MED_AUTOENCODER, MED_DISCRIMINATOR
@@ -25,6 +26,7 @@ CONVERTERS: dict[str, Converter] = {
     "gem3d-stage2": STAGE2,
     "gem3d-slice": SLICE,
     "kl-f8": KL_F8,
+    "fdm": FDM,
 }
 """Name of the official network -> how its state dicts become one of our models."""
 

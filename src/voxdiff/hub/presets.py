@@ -131,7 +131,8 @@ def find_preset(name: str, converter: str) -> Preset:
     """
     allowed = [key for key, preset in PRESETS.items() if preset.converter == converter]
     if not allowed:
-        method, source = ("med", "3D MedDiffusion") if converter.startswith("med-") else ("gem", "GEM-3D")
+        methods = {"med": ("med", "3D MedDiffusion"), "fdm": ("fdm", "FDM")}
+        method, source = methods.get(converter.partition("-")[0], ("gem", "GEM-3D"))
         raise ValueError(
             f"There are no presets for {converter!r}; with voxdiff.convert_state_dict it becomes a model, and `voxdiff "
             f"convert {method}` makes a pipeline of the checkpoints of {source}."

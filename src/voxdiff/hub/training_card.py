@@ -11,6 +11,9 @@ from huggingface_hub import ModelCardData
 from voxdiff import __version__
 from voxdiff.volumes import VolumeProcessor
 
+_SLICES = ("sagittal", "coronal", "axial")
+"""Slice axis -> what its slices are called."""
+
 
 def training_card(
     pipeline: Any, run_config: Mapping[str, Any], *, data: str, global_batch_size: int, final_loss: float | None
@@ -85,6 +88,8 @@ def _contents(pipeline: Any) -> str:
         return f"- Makes: {_code(pipeline.output_names)}{takes}\n- {_grid(pipeline.volume_processor)}"
     if _takes_masks(pipeline):
         return _contents_of_masks(pipeline)
+    if _takes_slices(pipeline):
+        return _contents_of_slices(pipeline)
     classes = sorted(pipeline.volume_classes.values(), key=lambda entry: entry.id)
     lines = [f"- Class {entry.id}, `{entry.name}`: {_grid(entry.processor)}" for entry in classes]
     lines = lines or [f"- {_grid(pipeline.volume_processor)}"]
@@ -114,6 +119,23 @@ def _contents_of_masks(pipeline: Any) -> str:
             f"- Takes a mask; labels, with what the networks see for them: {values}",
             f"- Informed slice: {slices if pipeline.takes_informed_slice else 'none, the baseline Make-A-Volume'}",
             f"- Windows of {pipeline.unet.config['window']} axial slices",
+        ]
+    )
+
+
+def _takes_slices(pipeline: Any) -> bool:
+    return "slice_axis" in pipeline.config
+
+
+def _contents_of_slices(pipeline: Any) -> str:
+    """The slice-conditioned pipeline: its grid, its slices, and the order that it makes them in."""
+    config, unet = pipeline.config, pipeline.unet.config
+    return "\n".join(
+        [
+            f"- {_grid(pipeline.volume_processor)}",
+            f"- Makes {_SLICES[config['slice_axis']]} slices from any that are known, or from none: `known_slices`, `volume`",
+            f"- Scheme: {config['scheme']}, {config['stage_size']} slices a stage from up to {config['context_size']}, "
+            f"at most {config['max_slices']} in all; positions: {unet['position_embedding']}",
         ]
     )
 
