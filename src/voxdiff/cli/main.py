@@ -10,6 +10,7 @@ from voxdiff.cli.enhance import enhance
 from voxdiff.cli.evaluate import compare, evaluate
 from voxdiff.cli.generate import generate
 from voxdiff.cli.harmonize import harmonize
+from voxdiff.cli.interpolate import interpolate
 from voxdiff.cli.nearest import nearest
 from voxdiff.cli.nnunet import export_nnunet
 from voxdiff.cli.profile import profile
@@ -24,6 +25,7 @@ app = typer.Typer(
 for command in (
     *(generate, cohort, evaluate, compare, nearest, utility, profile),
     *(enhance, harmonize, counterfactual),
+    interpolate,
     *(convert, convert_extractor, export_nnunet),
 ):
     app.command()(command)
