@@ -12,8 +12,7 @@ from diffusers.models.resnet import ResnetBlock2D
 from diffusers.models.upsampling import Upsample2D
 from torch import nn
 
-from voxdiff.models.layers_3d import zero_module
-from voxdiff.models.layers_biflownet_3d import CheckpointedBlock
+from voxdiff.models.layers_3d import CheckpointedBlock, zero_module
 from voxdiff.models.slice_attention import FactorizedAttention, SliceSet
 
 
