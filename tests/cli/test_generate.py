@@ -154,6 +154,7 @@ def test_help_names_every_command():
         "profile",
         "enhance",
         "harmonize",
+        "interpolate",
         "counterfactual",
         "convert",
         "export-nnunet",

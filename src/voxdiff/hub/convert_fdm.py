@@ -3,6 +3,7 @@
 import re
 from itertools import product
 
+from voxdiff.hub.adm_layout import RESNET_PARTS, read_depth
 from voxdiff.hub.convert_gem import numbering
 from voxdiff.hub.state_dicts import Config, Converter, StateDict, require_shape
 from voxdiff.models.unet_slice_conditioned import SliceConditionedUNetModel
@@ -22,14 +23,6 @@ _RESNETS = (
     ("middle_block.0", "mid_block.resnets.0"),
     ("middle_block.2", "mid_block.resnets.1"),
     ("output_blocks.{decoder}.0", "up_blocks.{level}.resnets.{layer}"),
-)
-_RESNET_PARTS = (
-    ("in_layers.0", "norm1"),
-    ("in_layers.2", "conv1"),
-    ("emb_layers.1", "time_emb_proj"),
-    ("out_layers.0", "norm2"),
-    ("out_layers.3", "conv2"),
-    ("skip_connection", "conv_shortcut"),
 )
 _ATTENTIONS = (
     ("input_blocks.{encoder}.1", "down_blocks.{level}.attentions.{layer}"),
@@ -54,7 +47,7 @@ KEYS = (
     ("input_blocks.0.0", "conv_in"),
     *(
         (f"{block}.{part}", f"{our_block}.{our_part}")
-        for (block, our_block), (part, our_part) in product(_RESNETS, _RESNET_PARTS)
+        for (block, our_block), (part, our_part) in product(_RESNETS, RESNET_PARTS)
     ),
     *(
         (f"{block}.{kind}.{part}", f"{our_block}.{our_kind}.{our_part}")
@@ -108,7 +101,7 @@ def read_config(state_dict: StateDict) -> Config:
         found = next((key for key in state_dict if re.fullmatch(pattern, key)), None)
         if found is not None:
             raise ValueError(f"The state dict (tensor {found}) {what}.")
-    levels, layers = _depth(state_dict)
+    levels, layers = read_depth(state_dict, r"[12]\.conv\.")
     firsts = [1 + level * (layers + 1) for level in range(levels)]
     widths = tuple(require_shape(state_dict, f"input_blocks.{block}.0.out_layers.3.weight", 4)[0] for block in firsts)
     embedding = require_shape(state_dict, "input_blocks.1.0.emb_layers.1.weight", 2)[0]
@@ -122,19 +115,6 @@ def read_config(state_dict: StateDict) -> Config:
         ),
         "scale_shift_norm": embedding == 2 * widths[0],
     }
-
-
-def _depth(state_dict: StateDict) -> tuple[int, int]:
-    """Number of levels and of residual blocks a level: every level but the shallowest ends in an upsampling."""
-    blocks = {match[1] for key in state_dict if (match := re.match(r"output_blocks\.(\d+)\.0\.", key))}
-    doublings = {match[1] for key in state_dict if (match := re.match(r"output_blocks\.(\d+)\.[12]\.conv\.", key))}
-    levels = len(doublings) + 1
-    if len(blocks) % levels or len(blocks) < 2 * levels:
-        raise ValueError(
-            f"The state dict has {len(blocks)} output_blocks, {len(doublings)} of which upsample, which does not make "
-            f"{levels} equal levels; give the state dict as it was published."
-        )
-    return levels, len(blocks) // levels - 1
 
 
 FDM = Converter(

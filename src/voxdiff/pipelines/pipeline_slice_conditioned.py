@@ -10,6 +10,7 @@ from voxdiff.models.unet_slice_conditioned import SliceConditionedUNetModel
 from voxdiff.pipelines.base import Generators, VolumePipeline
 from voxdiff.pipelines.informed_slice_requests import crop_in_plane, pad_in_plane
 from voxdiff.pipelines.output import VolumePipelineOutput
+from voxdiff.pipelines.sampling_loop import run_sampling_loop
 from voxdiff.pipelines.slice_conditions import SliceRequest
 from voxdiff.pipelines.slice_requests import read_request
 from voxdiff.pipelines.slice_stages import SliceStage, plan_stages
@@ -285,16 +286,16 @@ class SliceConditionedPipeline(VolumePipeline):
         """
         self.scheduler.set_timesteps(num_inference_steps, device=self._execution_device)
         positions, most = positions.to(latents.device), max_batch or len(latents)
-        for index, timestep in self.iterate_timesteps():
+
+        def predict(latents: torch.Tensor, _: int, timestep: torch.Tensor) -> torch.Tensor:
             scaled = self.scheduler_input(latents, timestep)
             parts = zip(scaled.split(most), context.split(most), positions.split(most), strict=True)
             prediction = torch.cat([self.predict_targets(*part, timestep=timestep) for part in parts])
-            prediction = constrain_prediction(self.scheduler, prediction, timestep, latents, self.clip_slices)
-            latents = self.scheduler.step(prediction, timestep, latents, **self.step_arguments(generator)).prev_sample
-            if callback is not None:
-                tensors = dict.fromkeys(callback_tensors, latents)
-                latents = callback(self, index, timestep, tensors).get("latents", latents)
-        return latents
+            return constrain_prediction(self.scheduler, prediction, timestep, latents, self.clip_slices)
+
+        return run_sampling_loop(
+            self, latents, predict, generator=generator, callback=callback, callback_tensors=callback_tensors
+        )
 
     def predict_targets(
         self, noisy: torch.Tensor, context: torch.Tensor, positions: torch.Tensor, timestep: torch.Tensor
