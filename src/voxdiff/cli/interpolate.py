@@ -7,6 +7,7 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
+from voxdiff.cli.console import one_sentence_errors
 from voxdiff.cli.generate import load_pipeline
 
 
@@ -49,7 +50,7 @@ def interpolate(
 ) -> None:
     """Generate slices between, beyond or instead of those of a scan, which come back as they were."""
     console = Console(stderr=True)
-    try:
+    with one_sentence_errors(console):
         if num_volumes < 1:
             raise ValueError(f"--num-volumes is {num_volumes}; give a whole number of at least 1.")
         if out.exists() and not out.is_dir():
@@ -70,9 +71,6 @@ def interpolate(
         with console.status("Sampling"):
             for index in range(num_volumes):
                 paths.append(_sample_and_save(pipe, request, out, index, seed=seed + index, steps=steps))
-    except (ValueError, OSError, ModuleNotFoundError) as error:
-        console.print(f"[bold red]Error:[/] {escape(str(error))}", soft_wrap=True)
-        raise typer.Exit(1) from error
     for path in paths:
         Console().print(f"[bold green]Written:[/] {escape(str(path))}", soft_wrap=True)
 
