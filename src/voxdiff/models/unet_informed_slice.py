@@ -20,6 +20,7 @@ from voxdiff.models.layers_informed_slice import (
     InformedSliceUpBlock,
     SliceConv,
 )
+from voxdiff.models.unet_widths import unet_widths
 
 # What the spatial part computes beyond its own configuration, in the words of UNet2DModel.
 SLICE_MODEL_SETTINGS = {
@@ -120,28 +121,16 @@ class InformedSliceUNetModel(VolumeModel):
             nn.init.zeros_(self.conv_in_known.weight)
         self.conv_in_vol = SliceConv(base)
 
-        self.down_blocks = nn.ModuleList()
-        map_widths, width = [base], base
-        for level, out_width in enumerate(widths):
-            layers = [(width, out_width)] + [(out_width, out_width)] * (layers_per_block - 1)
-            attentions = layers_per_block * attention_levels[level]
-            halves = level < last
-            self.down_blocks.append(
-                InformedSliceDownBlock(layers, attentions=attentions, add_downsample=halves, **block)
-            )
-            map_widths += [out_width] * (layers_per_block + halves)
-            width = out_width
-
-        self.mid_block = InformedSliceMidBlock([(width, width)] * 2, attentions=1, **block)
-
-        self.up_blocks = nn.ModuleList()
-        for level, out_width in reversed(list(enumerate(widths))):
-            layers = []
-            for _ in range(layers_per_block + 1):
-                layers.append((width + map_widths.pop(), out_width))
-                width = out_width
-            attentions = (layers_per_block + 1) * attention_levels[level]
-            self.up_blocks.append(InformedSliceUpBlock(layers, attentions=attentions, add_upsample=level > 0, **block))
+        encoder, decoder = unet_widths(widths, layers_per_block)
+        self.down_blocks = nn.ModuleList(
+            InformedSliceDownBlock(pairs, attentions=layers_per_block * attends, add_downsample=level < last, **block)
+            for level, (pairs, attends) in enumerate(zip(encoder, attention_levels, strict=True))
+        )
+        self.mid_block = InformedSliceMidBlock([(widths[-1], widths[-1])] * 2, attentions=1, **block)
+        self.up_blocks = nn.ModuleList(
+            InformedSliceUpBlock(pairs, attentions=(layers_per_block + 1) * attends, add_upsample=level < last, **block)
+            for level, (pairs, attends) in enumerate(zip(decoder, reversed(attention_levels), strict=True))
+        )
 
         self.conv_norm_out = nn.GroupNorm(norm_num_groups, base, eps=norm_eps)
         self.conv_out = nn.Conv2d(base, out_channels, 3, padding=1)

@@ -19,6 +19,7 @@ from voxdiff.models.layers_slice_conditioned import (
 )
 from voxdiff.models.slice_attention import SliceSet, distance_features
 from voxdiff.models.slice_slots import check_slots, join_known, target_slots
+from voxdiff.models.unet_widths import unet_widths
 
 POSITION_EMBEDDINGS = ("relative", "relative+absolute")
 
@@ -99,30 +100,20 @@ class SliceConditionedUNetModel(VolumeModel):
             zero_module(self.absolute_embedding.linear_2)
         self.conv_in = nn.Conv2d(in_channels + 1, base, 3, padding=1)
 
-        self.down_blocks = nn.ModuleList()
-        map_widths, width = [base], base
-        for level, out_width in enumerate(widths):
-            layers = [(width, out_width)] + [(out_width, out_width)] * (layers_per_block - 1)
-            attentions = layers_per_block * attention_levels[level]
-            halves = level < last
-            self.down_blocks.append(
-                SliceConditionedDownBlock(layers, attentions=attentions, add_downsample=halves, **block)
+        encoder, decoder = unet_widths(widths, layers_per_block)
+        self.down_blocks = nn.ModuleList(
+            SliceConditionedDownBlock(
+                pairs, attentions=layers_per_block * attends, add_downsample=level < last, **block
             )
-            map_widths += [out_width] * (layers_per_block + halves)
-            width = out_width
-
-        self.mid_block = SliceConditionedMidBlock([(width, width)] * 2, attentions=1, **block)
-
-        self.up_blocks = nn.ModuleList()
-        for level, out_width in reversed(list(enumerate(widths))):
-            layers = []
-            for _ in range(layers_per_block + 1):
-                layers.append((width + map_widths.pop(), out_width))
-                width = out_width
-            attentions = (layers_per_block + 1) * attention_levels[level]
-            self.up_blocks.append(
-                SliceConditionedUpBlock(layers, attentions=attentions, add_upsample=level > 0, **block)
+            for level, (pairs, attends) in enumerate(zip(encoder, attention_levels, strict=True))
+        )
+        self.mid_block = SliceConditionedMidBlock([(widths[-1], widths[-1])] * 2, attentions=1, **block)
+        self.up_blocks = nn.ModuleList(
+            SliceConditionedUpBlock(
+                pairs, attentions=(layers_per_block + 1) * attends, add_upsample=level < last, **block
             )
+            for level, (pairs, attends) in enumerate(zip(decoder, reversed(attention_levels), strict=True))
+        )
 
         self.conv_norm_out = nn.GroupNorm(norm_num_groups, base, eps=norm_eps)
         self.conv_out = zero_module(nn.Conv2d(base, out_channels, 3, padding=1))
