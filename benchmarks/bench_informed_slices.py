@@ -7,7 +7,8 @@
 Every set has one volume for each of the first test subjects' masks. "own slice" has the informed slice of the mask's own
 subject (the paper's test mode), IC that of another test subject, IG one that the slice model made; the baseline is
 Make-A-Volume, trained apart. "+ MA" changes the masks first. The sweeps have the own slice: by the number of steps with
-known slices clean, and by the rule of the known slices at --default-steps.
+known slices clean, by the rule of the known slices at --default-steps, and with DDIM's steps with eta 1, the published
+sampler.
 
 "to own": MS-SSIM (in 3D; the paper's is of axial slices) and the perceptual distance to the real volume of the same
 mask, without MA. MS-SSIM within the set: random pairs, to be held against that of the real volumes. FID-A/C/S: of 16
@@ -87,6 +88,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--volumes", type=int, default=60, help="a set")
     parser.add_argument("--sweep-volumes", type=int, default=20, help="a set of the sweeps")
     parser.add_argument("--steps", type=int, nargs="*", default=[10, 20, 50, 200])
+    parser.add_argument("--ancestral-steps", type=int, nargs="*", default=[50], help="of DDIM with eta 1, as published")
     parser.add_argument("--known-slice-noise", nargs="*", default=list(KNOWN_SLICE_NOISES), choices=KNOWN_SLICE_NOISES)
     parser.add_argument("--default-steps", type=int, default=20, help="of the grid")
     parser.add_argument("--batch-size", type=int, default=4)
@@ -100,7 +102,13 @@ def parse_arguments() -> argparse.Namespace:
 def planned(args: argparse.Namespace, *, has_generator: bool) -> list[list[VolumeSet]]:
     """The grid, and the sweeps."""
     grid = grid_sets(args.default_steps, args.volumes, generator=has_generator)
-    sweeps = sweep_sets(args.steps, args.known_slice_noise, default=args.default_steps, volumes=args.sweep_volumes)
+    sweeps = sweep_sets(
+        args.steps,
+        args.known_slice_noise,
+        args.ancestral_steps,
+        default=args.default_steps,
+        volumes=args.sweep_volumes,
+    )
     return [[wanted for wanted in grid if args.baseline or wanted.model != BASELINE], sweeps]
 
 
@@ -144,6 +152,9 @@ def comparisons(names: Sequence[str], args: argparse.Namespace) -> list[tuple[st
     pairs += [
         (f"own slice, clean, {default} steps", f"own slice, {noise}, {default} steps")
         for noise in ("matched", "official")
+    ]
+    pairs += [
+        (f"own slice, clean, {count} DDIM steps", f"own slice, clean, {count} steps") for count in args.ancestral_steps
     ]
     if args.steps:
         most = max(args.steps)

@@ -1,5 +1,6 @@
 """The sets of volumes that the benchmarks of informed slices measure: which they are, and how they are made and read."""
 
+import copy
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -11,6 +12,7 @@ import torch
 
 from voxdiff import InformedSlicePipeline
 from voxdiff.pipelines.slice_windows import SliceWindow
+from voxdiff.schedulers import swap_scheduler
 from voxdiff.training.slice_sources import cohort_slice_source
 from voxdiff.volume_files import load_volume
 from voxdiff.volumes import VolumeProcessor
@@ -40,6 +42,7 @@ class VolumeSet:
         augmented: Whether the masks are changed first.
         steps: Solver steps.
         noise: Rule of the known slices; the baseline has none.
+        eta: Noise of DDIM's steps, 1 as published; 0 is the model's own scheduler.
         volumes: How many.
     """
 
@@ -49,13 +52,15 @@ class VolumeSet:
     augmented: bool = False
     steps: int
     noise: str = "clean"
+    eta: float = 0.0
     volumes: int
 
     @property
     def folder(self) -> str:
         """Name of the folder that keeps it."""
         augmented = "-augmented" if self.augmented else ""
-        return f"{self.model}-{self.informed}{augmented}-{self.noise}-{self.steps}-{self.volumes}"
+        eta = f"-eta-{self.eta:g}" if self.eta else ""
+        return f"{self.model}-{self.informed}{augmented}-{self.noise}{eta}-{self.steps}-{self.volumes}"
 
 
 def load_models(gem: Path, baseline: Path | None, dtype: str) -> dict[str, InformedSlicePipeline]:
@@ -86,19 +91,22 @@ def grid_sets(steps: int, volumes: int, *, generator: bool) -> list[VolumeSet]:
     ]
 
 
-def sweep_sets(steps: Sequence[int], noises: Sequence[str], *, default: int, volumes: int) -> list[VolumeSet]:
-    """Volumes with their own slice, by the number of steps (known slices clean) and by the rule of the known slices."""
-    chosen = dict.fromkeys([(count, "clean") for count in steps] + [(default, noise) for noise in noises])
+def sweep_sets(
+    steps: Sequence[int], noises: Sequence[str], ancestral: Sequence[int], *, default: int, volumes: int
+) -> list[VolumeSet]:
+    """Volumes with their own slice, by steps and sampler (known slices clean) and by the rule of the known slices."""
+    chosen = dict.fromkeys([(count, "clean", 0.0) for count in steps] + [(default, noise, 0.0) for noise in noises])
     return [
         VolumeSet(
-            name=f"own slice, {noise}, {count} steps",
+            name=f"own slice, {noise}, {count} {'DDIM ' * bool(eta)}steps",
             model=GEM,
             informed="own",
             steps=count,
             noise=noise,
+            eta=eta,
             volumes=volumes,
         )
-        for count, noise in chosen
+        for count, noise, eta in [*chosen, *((count, "clean", 1.0) for count in ancestral)]
     ]
 
 
@@ -135,7 +143,9 @@ def make_set(
     if len(chosen) < wanted.volumes:
         raise ValueError(f"The set {wanted.name!r} needs {wanted.volumes} cases, there are {len(chosen)}; give more.")
     pipe = models[wanted.model]
-    pipe.set_progress_bar_config(disable=True)
+    if wanted.eta:
+        pipe = copy.copy(pipe)
+        pipe.scheduler = swap_scheduler(pipe.scheduler, "ddim")
     has_organs = pipe.volume_processor.unit == "HU"
     enhance(
         pipe,
@@ -148,6 +158,7 @@ def make_set(
         batch_size=batch_size,
         on_volume=on_volume,
         **({} if wanted.model == BASELINE else {"known_slice_noise": wanted.noise}),
+        **({"eta": wanted.eta} if wanted.eta else {}),
     )
     return read_set(folder / wanted.folder)
 

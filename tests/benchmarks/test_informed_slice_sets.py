@@ -1,5 +1,8 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
+import torch
 from informed_slice_sets import BASELINE, GEM, VolumeSet, grid_sets, make_set, seam_places, sweep_sets, unit_volume
 from resampling_runs import make_cases, make_informed_slice_pipeline
 
@@ -14,9 +17,10 @@ def test_the_grid_is_the_papers():
 
 
 def test_sweeps_hold_the_default_once():
-    sets = sweep_sets([10, 20], ["clean", "matched"], default=20, volumes=3)
-    assert [(wanted.steps, wanted.noise) for wanted in sets] == [(10, "clean"), (20, "clean"), (20, "matched")]
-    assert len({wanted.folder for wanted in sets}) == 3
+    sets = sweep_sets([10, 20], ["clean", "matched"], [20], default=20, volumes=3)
+    found = [(wanted.steps, wanted.noise, wanted.eta) for wanted in sets]
+    assert found == [(10, "clean", 0.0), (20, "clean", 0.0), (20, "matched", 0.0), (20, "clean", 1.0)]
+    assert len({wanted.folder for wanted in sets}) == len({wanted.name for wanted in sets}) == 4
 
 
 def test_seams_lie_where_the_window_changes():
@@ -43,6 +47,16 @@ def test_the_baseline_has_no_known_slices(tmp_path):
     wanted = VolumeSet(name="baseline", model=BASELINE, informed="none", steps=1, volumes=1)
     (made,) = make_set(wanted, {BASELINE: pipe}, make_cases(1), tmp_path)
     assert made["donor"] is None and made["image"].exists()
+
+
+def test_a_set_can_be_sampled_as_published(tmp_path):
+    pipe, cases = make_informed_slice_pipeline(), make_cases(1)
+    own = pipe.scheduler
+    wanted = VolumeSet(name="own", model=GEM, informed="own", steps=2, eta=1.0, volumes=1)
+    (ancestral,) = make_set(wanted, {GEM: pipe}, cases, tmp_path)
+    (plain,) = make_set(replace(wanted, eta=0.0), {GEM: pipe}, cases, tmp_path)
+    volumes = [unit_volume(made["image"], pipe.volume_processor) for made in (ancestral, plain)]
+    assert not torch.allclose(*volumes) and pipe.scheduler is own
 
 
 def test_too_few_cases(tmp_path):
