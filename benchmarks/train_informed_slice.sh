@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# The recipe of model_cards/informed-slice-brain-64: simulated FLAIR brains with tumours at 64³, in stages. COHORT=ct is
+# A recipe for a model informed-slice-brain-64: simulated FLAIR brains with tumours at 64³, in stages. COHORT=ct is
 # the second configuration: abdominal CT with the organs as mask.
 #
 #   bash benchmarks/train_informed_slice.sh [autoencoder] [slice] [generator] [volume] [baseline]
@@ -33,7 +33,7 @@ COMMON=(
 LATENT=(--vae "$RUN/autoencoder" --latents_dir "$RUN/latents")
 [[ -n ${SMALL:-} ]] && LATENT+=(--ignore_autoencoder_report)
 # GEM-3D predicts the noise; its error is multiplied in the image where the noise is strong, that of the velocity is not.
-# Its schedule keeps 7 % of the signal at the last step; slices then differ in brightness, as their noise does.
+# Its schedule keeps 7 % of the signal at the last step, which misleads sampling from pure noise (Lin 2023).
 DIFFUSION=(--scheduler cosine-dpm++ --prediction_type v_prediction --norm_num_groups 8 --layers_per_block 1)
 
 run() { "$PYTHON" training_scripts/train_informed_slice.py "${COMMON[@]}" "$@"; }

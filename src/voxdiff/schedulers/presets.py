@@ -92,8 +92,8 @@ _GEM = {
     "set_alpha_to_one": False,
 }
 
-# For latents, with hardly any signal at the last step (GEM-3D's keeps 7 %): without it a network learns to read the mean of
-# each slice off its noise, and the pure noise that sampling starts from then makes every slice brighter or darker.
+# For latents, with hardly any signal at the last step. GEM-3D's keeps 7 %: a network can read the mean of a slice off it, and
+# is misled by the pure noise that sampling starts from (Lin et al. 2023, arXiv 2305.08891).
 _COSINE = {
     **_DIFFUSION,
     "beta_schedule": "squaredcos_cap_v2",
