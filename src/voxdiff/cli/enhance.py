@@ -33,49 +33,56 @@ from voxdiff.cli.resampling_options import (
     print_result,
 )
 
+Image = Annotated[str, typer.Option(help="Column of the images.")]
+Mask = Annotated[str, typer.Option(help="Column of the masks.")]
+Variants = Annotated[int, typer.Option(help="Volumes a mask.")]
+Informed = Annotated[str, typer.Option(help="Informed slices: cross (other subjects'), generated, own, or none.")]
+IncludeSelf = Annotated[bool, typer.Option("--include-self", help="Let cross draw the mask's own subject too.")]
+AugmentMasks = Annotated[bool, typer.Option("--augment-masks", help="Mirror and rotate masks, move and scale tumours.")]
+Anatomy = Annotated[
+    str | None, typer.Option(help="How masks are augmented: brain (default), or organs (rotation only).")
+]
+TumourLabels = Annotated[str | None, typer.Option(help="Labels that --augment-masks moves as one; default: 1,2,3.")]
+BrainLabel = Annotated[int | None, typer.Option(help="Label of brain without tumour; default: 4.")]
+OutsideLabel = Annotated[int | None, typer.Option(help="Label outside the anatomy; default: 0.")]
+Filters = Annotated[
+    list[str] | None,
+    typer.Option("--filter", help="mask-agreement, memorisation or outlier, or NAME=THRESHOLD; repeat for each."),
+]
+SegmenterFolder = Annotated[
+    Path | None, typer.Option(help="For mask-agreement: a segmenter's folder; trained on the data if missing.")
+]
+SegmenterSteps = Annotated[int | None, typer.Option(help="Training steps of a new segmenter; default: 400.")]
+AgreementLabels = Annotated[
+    str | None, typer.Option(help="Labels that are compared as one region: 1,2,3; default: each, and their mean.")
+]
+Seed = Annotated[int, typer.Option(help="Of every choice, the noise and the masks' changes.")]
+Data = Annotated[Path, typer.Argument(help="Folder of images and masks, such as `voxdiff cohort` writes.")]
+
 
 def enhance(
     model: Model,
-    data: Annotated[Path, typer.Argument(help="Folder of images and masks, such as `voxdiff cohort` writes.")],
+    data: Data,
     out: Folder,
-    image: Annotated[str, typer.Option(help="Column of the images.")] = "image",
-    mask: Annotated[str, typer.Option(help="Column of the masks.")] = "mask",
+    image: Image = "image",
+    mask: Mask = "mask",
     subject: Subject = None,
     tissue: Tissue = None,
     split: Split = None,
-    variants: Annotated[int, typer.Option(help="Volumes a mask.")] = 1,
-    informed: Annotated[
-        str, typer.Option(help="Informed slices: cross (other subjects'), generated, own, or none.")
-    ] = "cross",
-    include_self: Annotated[
-        bool, typer.Option("--include-self", help="Let cross draw the mask's own subject too.")
-    ] = False,
-    augment_masks: Annotated[
-        bool, typer.Option("--augment-masks", help="Mirror and rotate masks, move and scale tumours.")
-    ] = False,
-    anatomy: Annotated[
-        str | None, typer.Option(help="How masks are augmented: brain (default), or organs (rotation only).")
-    ] = None,
-    tumour_labels: Annotated[
-        str | None, typer.Option(help="Labels that --augment-masks moves as one; default: 1,2,3.")
-    ] = None,
-    brain_label: Annotated[int | None, typer.Option(help="Label of brain without tumour; default: 4.")] = None,
-    outside_label: Annotated[int | None, typer.Option(help="Label outside the anatomy; default: 0.")] = None,
+    variants: Variants = 1,
+    informed: Informed = "cross",
+    include_self: IncludeSelf = False,
+    augment_masks: AugmentMasks = False,
+    anatomy: Anatomy = None,
+    tumour_labels: TumourLabels = None,
+    brain_label: BrainLabel = None,
+    outside_label: OutsideLabel = None,
     start_position: StartPosition = None,
     unit: Unit = None,
-    filters: Annotated[
-        list[str] | None,
-        typer.Option("--filter", help="mask-agreement, memorisation or outlier, or NAME=THRESHOLD; repeat for each."),
-    ] = None,
-    segmenter: Annotated[
-        Path | None, typer.Option(help="For mask-agreement: a segmenter's folder; trained on the data if missing.")
-    ] = None,
-    segmenter_steps: Annotated[
-        int | None, typer.Option(help="Training steps of a new segmenter; default: 400.")
-    ] = None,
-    agreement_labels: Annotated[
-        str | None, typer.Option(help="Labels that are compared as one region: 1,2,3; default: each, and their mean.")
-    ] = None,
+    filters: Filters = None,
+    segmenter: SegmenterFolder = None,
+    segmenter_steps: SegmenterSteps = None,
+    agreement_labels: AgreementLabels = None,
     nnunet: NnUNetFolder = None,
     nnunet_id: NnUNetId = None,
     nnunet_name: NnUNetName = None,
@@ -83,7 +90,7 @@ def enhance(
     nnunet_label: NnUNetLabels = None,
     nnunet_background: NnUNetBackground = None,
     steps: Steps = 50,
-    seed: Annotated[int, typer.Option(help="Of every choice, the noise and the masks' changes.")] = 0,
+    seed: Seed = 0,
     batch_size: BatchSize = 1,
     scheduler: Scheduler = None,
     device: Device = None,

@@ -9,6 +9,7 @@ from rich.markup import escape
 
 from voxdiff.cli.console import one_sentence_errors
 from voxdiff.cli.generate import load_pipeline
+from voxdiff.cli.resampling_options import Device, Dtype, Scheduler
 
 
 def interpolate(
@@ -42,11 +43,9 @@ def interpolate(
     num_volumes: Annotated[int, typer.Option(help="How many answers; volume i is drawn with seed + i.")] = 1,
     steps: Annotated[int, typer.Option(help="Solver steps a stage.")] = 50,
     seed: Annotated[int, typer.Option(help="Seed of the first volume.")] = 0,
-    scheduler: Annotated[
-        str | None, typer.Option(help="ddpm, ddim, dpm++, unipc, deis, euler or heun; default: the model's own.")
-    ] = None,
-    device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, ...; default: a GPU if there is one.")] = None,
-    dtype: Annotated[str, typer.Option(help="Precision of the network: float32, bfloat16 or float16.")] = "float32",
+    scheduler: Scheduler = None,
+    device: Device = None,
+    dtype: Dtype = "float32",
 ) -> None:
     """Generate slices between, beyond or instead of those of a scan, which come back as they were."""
     console = Console(stderr=True)
