@@ -7,6 +7,7 @@ To a folder, or to one tar file for a machine that gives back few files.
 """
 
 import argparse
+import json
 import shutil
 import tarfile
 import tempfile
@@ -40,11 +41,21 @@ def export(run: Path, out: Path) -> None:
     pipe = Pipeline.from_pretrained(run)
     pipe.to(torch.float16)
     pipe.save_pretrained(out)
+    for config in out.rglob("*.json"):
+        leave_out_origin(config)
     for name in BESIDE:
         if (run / name).exists():
             shutil.copyfile(run / name, out / name)
     size = sum(path.stat().st_size for path in out.rglob("*") if path.is_file())
     print(f"{run}: {size / 2**20:.2f} MiB")
+
+
+def leave_out_origin(config: Path) -> None:
+    """Drop the path on this machine that the part was loaded from."""
+    settings = json.loads(config.read_text(encoding="utf-8"))
+    settings.pop("_name_or_path", None)
+    with atomic_path(config) as temporary:
+        temporary.write_text(json.dumps(settings, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":
