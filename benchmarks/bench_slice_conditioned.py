@@ -48,7 +48,7 @@ def main() -> None:
     torch.set_num_threads(args.threads)
     result: dict[str, Any] = {"what": (__doc__ or "").splitlines()[0], "environment": environment()}
     result["protocol"] = {key: str(value) if isinstance(value, Path) else value for key, value in vars(args).items()}
-    pipe = load(args.model)
+    pipe = load(args.model, args.dtype)
     size = pipe.volume_processor.size[0]
     subjects = CohortDataset(2 * args.volumes + args.cases, split="test", size=size, cache_dir=args.cache, cache=False)
     real = [subjects[index]["t1"] for index in range(len(subjects))]
@@ -59,7 +59,7 @@ def main() -> None:
         print(wanted.name, flush=True)
     for name, folder in (pair.split("=", 1) for pair in args.also):
         wanted = SampledSet(name=name, steps=args.steps, volumes=args.volumes)
-        result["sets"][name] = run_set(wanted, load(Path(folder)), reference, args.runs)
+        result["sets"][name] = run_set(wanted, load(Path(folder), args.dtype), reference, args.runs)
     write_findings(result, args)
     result["interpolation"] = {
         str(factor): run_factor(factor, pipe, real[2 * args.volumes :], args) for factor in args.factors
@@ -80,6 +80,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--cases", type=int, default=20, help="subjects with missing slices")
     parser.add_argument("--samples", type=int, default=4, help="a case")
     parser.add_argument("--factors", type=int, nargs="*", default=[2, 4, 8])
+    parser.add_argument("--dtype", default="bfloat16", choices=("float32", "bfloat16"), help="of the networks")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--name", default="slice_conditioned")
     parser.add_argument("--out", type=Path, default=RESULTS)
@@ -89,8 +90,8 @@ def parse_arguments() -> argparse.Namespace:
     return args
 
 
-def load(folder: Path) -> Any:
-    pipe = Pipeline.from_pretrained(folder)
+def load(folder: Path, dtype: str) -> Any:
+    pipe = Pipeline.from_pretrained(folder, dtype=getattr(torch, dtype))
     pipe.set_progress_bar_config(disable=True)
     return pipe
 
