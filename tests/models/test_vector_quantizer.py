@@ -33,9 +33,9 @@ def brute_force(quantizer, values):
     return torch.cdist(rows.double(), quantizer.embedding.double()).argmin(1).view(values.shape[0], *values.shape[2:])
 
 
-@pytest.mark.parametrize("chunk", [1, 7, 4096])
-def test_codes_are_those_of_brute_force_whatever_the_chunk(chunk, monkeypatch):
-    monkeypatch.setattr(vector_quantizer, "_CHUNK", chunk)
+@pytest.mark.parametrize("distances", [1, 350, 2**20])
+def test_codes_are_those_of_brute_force_whatever_the_chunk(distances, monkeypatch):
+    monkeypatch.setattr(vector_quantizer, "_DISTANCES_AT_ONCE", distances)
     quantizer = make_quantizer(50)
     values = latents()
     codes = quantizer.nearest(values)

@@ -164,7 +164,7 @@ class AutoencoderPatchVolume(Autoencoder3D):
         """Decode codes ``(batch, x, y, z)`` of :meth:`quantize_latents`.
 
         Raises:
-            ValueError: If a code is no entry's number.
+            ValueError: If a code is no whole number, or no entry's number.
         """
         return self.decode(self.quantize.lookup(codes), quantize=False, return_dict=return_dict)
 

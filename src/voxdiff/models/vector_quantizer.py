@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from diffusers.utils import BaseOutput
 from torch import nn
 
-_CHUNK = 4096
+_DISTANCES_AT_ONCE = 2**20  # 4 MiB: less than any decoder's budget, and faster than more
 _SMOOTHING = 1e-7
 _JITTER = 0.01
 
@@ -124,8 +124,10 @@ class VectorQuantizerEMA(nn.Module):
         """Entries ``(batch, embedding_dim, x, y, z)`` of codes ``(batch, x, y, z)``.
 
         Raises:
-            ValueError: If a code is no entry's number.
+            ValueError: If a code is no whole number, or no entry's number.
         """
+        if codes.is_floating_point():
+            raise ValueError(f"The codes are {codes.dtype}; give whole numbers, as quantize_latents does.")
         if codes.numel() and not 0 <= int(codes.min()) <= int(codes.max()) < self.num_embeddings:
             raise ValueError(
                 f"The codes run from {int(codes.min())} to {int(codes.max())}, but the codebook has the entries 0 to "
@@ -149,10 +151,9 @@ class VectorQuantizerEMA(nn.Module):
         # argmin |z - e|² = argmin |e|²/2 - z·e; chunks, because all voxels x entries at once are most of a decoder's memory
         entries = self.embedding.float()
         half_norms = entries.square().sum(1) / 2
+        chunks = rows.split(max(1, _DISTANCES_AT_ONCE // self.num_embeddings))
         with torch.autocast(rows.device.type, enabled=False):
-            return torch.cat(
-                [torch.addmm(half_norms, chunk, entries.T, alpha=-1).argmin(1) for chunk in rows.split(_CHUNK)]
-            )
+            return torch.cat([torch.addmm(half_norms, chunk, entries.T, alpha=-1).argmin(1) for chunk in chunks])
 
     def _entries(self, codes: torch.Tensor, latents: torch.Tensor) -> torch.Tensor:
         entries = F.embedding(codes, self.embedding).view(latents.shape[0], *latents.shape[2:], self.embedding_dim)
