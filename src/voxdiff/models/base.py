@@ -32,9 +32,10 @@ class VolumeModel(ModelMixin, ConfigMixin):
         except (RuntimeError, ValueError) as error:
             if "shape" not in str(error) and "size mismatch" not in str(error):
                 raise
+            told = " ".join(str(error).split()).partition(" If you want")[0].rstrip(".")[:300]
             raise ValueError(
                 f"The weights in {pretrained_model_name_or_path} do not have the shapes that {cls.__name__}'s config.json "
-                f"asks for ({' '.join(str(error).split())[:300]}); use weights and config of the same model."
+                f"asks for ({told}); use weights and config of the same model."
             ) from error
         if kwargs.get("device_map") is None:  # the index of a sharded checkpoint may promise what no shard holds
             empty = {name for name, tensor in model.state_dict().items() if tensor.is_meta}
