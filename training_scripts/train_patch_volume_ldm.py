@@ -171,6 +171,8 @@ def class_table(latents: LatentDataset) -> dict[str, dict[str, Any]]:
         # None stays: without a key a class has what the pipeline's processor, that of the first class, says.
         entry = {key: value for key, value in processor.to_dict().items() if key != "value_range"}
         entry["id"] = latents.classes[name]
+        if latents.scalar_names:
+            entry["scalars"] = latents.scalar_ranges(name)
         if name not in table:
             table[name] = entry
         elif table[name]["spacing"] != entry["spacing"]:

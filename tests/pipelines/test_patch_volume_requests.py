@@ -101,3 +101,14 @@ def test_the_record_is_plain():
 def test_conditions_that_do_not_fit_raise(arguments, message):
     with pytest.raises(ValueError, match=message):
         requests(**arguments)
+
+
+def test_a_class_takes_the_scalars_it_was_trained_with(caplog):
+    table = {"brain": {"id": 0, "scalars": {"age": [20, 60]}}, "knee": {"id": 4, "scalars": {}}}
+    classes = read_classes(table, OWN, 5)
+    assert requests("brain", {"age": 60}, classes=classes)[0].scalars == {"age": 60.0}
+    assert not caplog.records
+    requests("brain", {"age": 61}, classes=classes)
+    assert "'age' is 61, outside of the 20 to 60 that 'brain' was trained with" in caplog.text
+    with pytest.raises(ValueError, match="class 'knee' was trained without the scalar age; it takes none"):
+        requests(["brain", "knee"], {"age": 30}, classes=classes)

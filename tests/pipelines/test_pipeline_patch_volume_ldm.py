@@ -415,7 +415,8 @@ def test_it_loads_from_a_hub_cache_without_a_network(pipe, tmp_path):
 
 def test_diffusers_finds_the_components_in_the_signature():
     expected, optional = PatchVolumeLDMPipeline._get_signature_keys(PatchVolumeLDMPipeline)
-    assert set(expected) == {"vae", "unet", "scheduler"} and set(optional) == {"processor", "classes", "clip_latents"}
+    assert set(expected) == {"vae", "unet", "scheduler"}
+    assert set(optional) == {"processor", "classes", "clip_latents", "latent_range"}
     parameters = inspect.signature(PatchVolumeLDMPipeline.__call__).parameters
     positional = [name for name, each in parameters.items() if each.kind is each.POSITIONAL_OR_KEYWORD]
     assert positional == ["self", "class_labels"]

@@ -70,6 +70,7 @@ def test_classes_grids_and_scalars_of_the_cohort(run, capsys):
         "mr": (0, [24, 24, 24]),
         "ct": (1, [24, 24, 24]),
     }
+    assert (list(classes["mr"]["scalars"]), classes["ct"]["scalars"]) == (["ventricle_volume_ml"], {})
     config = read_json(out / "unet" / "config.json")
     assert (config["num_class_embeds"], config["axis_order"]) == (2, "xyz")
     assert (config["null_condition"], config["optional_scalars"]) == (True, True)
@@ -158,7 +159,7 @@ def test_a_class_without_a_setting_of_the_first_class_says_so(monkeypatch):
     monkeypatch.setattr(training_runs, "SCRIPT", SCRIPT)
     first = VolumeProcessor(size=(16, 16, 16), spacing=(6, 6, 6), intensity="minmax", background=0)
     second = VolumeProcessor(size=(16, 16, 16), intensity="minmax")
-    latents = SimpleNamespace(processors=[("a", first), ("b", second)], classes={"a": 0, "b": 1})
+    latents = SimpleNamespace(processors=[("a", first), ("b", second)], classes={"a": 0, "b": 1}, scalar_names=[])
     table = read_classes(training_runs.load_script().class_table(latents), first, 2)
     assert [table[name].processor for name in "ab"] == [first, second]
 

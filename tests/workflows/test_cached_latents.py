@@ -50,6 +50,7 @@ def test_samples_carry_class_and_scalars_and_lie_in_the_bucket_of_their_grid(vae
     assert [latents[index]["scalars"].tolist() for index in range(3)] == [[40], [50], [60]]
     assert latents[3]["scalars"].isnan().all()
     assert latents.has_absent_scalars
+    assert (latents.scalar_ranges("mr"), latents.scalar_ranges("ct")) == ({"age": [40, 60]}, {})
     condition = latents.scalar_conditions()["age"]
     assert (condition["place"], condition["mean"]) == (0, 50)
     assert condition["std"] == pytest.approx(8.165, abs=1e-3)

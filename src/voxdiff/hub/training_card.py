@@ -148,10 +148,15 @@ def _inputs(pipeline: Any) -> str:
     conditions = getattr(pipeline, "condition_names", [])
     if conditions:
         return "{" + ", ".join(f'"{name}": "{name}.nii.gz"' for name in conditions) + "}, "
-    arguments = [f'"{next(iter(pipeline.volume_classes))}"'] if getattr(pipeline, "volume_classes", None) else []
-    if getattr(pipeline, "scalar_names", None):
+    classes = list(getattr(pipeline, "volume_classes", {}).values())
+    scalars = getattr(pipeline, "scalar_names", [])
+    if classes and classes[0].scalars is not None:
+        classes.sort(key=lambda entry: -len(entry.scalars))
+        scalars = [name for name in scalars if name in classes[0].scalars]
+    arguments = [f'"{classes[0].name}"'] if classes else []
+    if scalars:
         known = pipeline.unet.config["scalar_conditions"]
-        values = ", ".join(f'"{name}": {known[name]["mean"]:.4g}' for name in pipeline.scalar_names)
+        values = ", ".join(f'"{name}": {known[name]["mean"]:.4g}' for name in scalars)
         arguments.append(f"scalars={{{values}}}")
     return "".join(f"{argument}, " for argument in arguments)
 

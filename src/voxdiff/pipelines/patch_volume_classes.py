@@ -1,6 +1,6 @@
 """The table of classes of a latent diffusion model: label, grid, spacing and intensity rule of each."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -18,11 +18,13 @@ class VolumeClass:
         name: Its name, such as ``"MRKnee"``.
         id: The label that the network was trained with.
         processor: Its grid, spacing and intensity rule.
+        scalars: Scalar conditions that it was trained with -> lowest and highest value; None: all, values not known.
     """
 
     name: str
     id: int
     processor: VolumeProcessor
+    scalars: Mapping[str, Sequence[float]] | None = None
 
 
 def published_classes() -> dict[str, dict[str, Any]]:
@@ -55,8 +57,9 @@ def read_classes(
 
     Args:
         classes: Name -> ``{"id": label}`` and what of the processor the class has otherwise: ``"size"``, ``"spacing"``, ...
-            A class that names an ``"intensity"`` rule takes nothing of the processor's own rule. None: the classes, if the
-            network knows any, are called by their labels and share the processor.
+            A class that names an ``"intensity"`` rule takes nothing of the processor's own rule. ``"scalars"``: name ->
+            ``[lowest, highest]`` of the scalars that the class was trained with. None: the classes, if the network knows
+            any, are called by their labels and share the processor.
         processor: What holds where a class says nothing; None is a value, not nothing. ``value_range`` belongs to the
             network, so all classes share it.
         num_class_embeds: Number of labels that the network knows, None for no classes.
@@ -71,7 +74,7 @@ def read_classes(
     table = {}
     for name, entry in (classes or {str(label): {"id": label} for label in range(known)}).items():
         settings = dict(entry)
-        label = settings.pop("id", None)
+        label, scalars = settings.pop("id", None), settings.pop("scalars", None)
         if label not in range(known) or "value_range" in settings:
             raise ValueError(
                 f"The class {name!r} is {dict(entry)}; give an 'id' from 0 to {known - 1} and, where they differ from the "
@@ -83,7 +86,7 @@ def read_classes(
             own = VolumeProcessor.from_dict({**inherited, **settings})
         except ValueError as error:
             raise ValueError(f"The class {name!r} cannot be used: {error}") from error
-        table[name] = VolumeClass(name=name, id=label, processor=own)
+        table[name] = VolumeClass(name=name, id=label, processor=own, scalars=scalars)
     return table
 
 

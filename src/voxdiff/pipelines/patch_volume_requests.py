@@ -8,9 +8,12 @@ from typing import Any
 
 import numpy as np
 import torch
+from diffusers.utils import logging
 
 from voxdiff.pipelines.patch_volume_classes import VolumeClass, find_class, list_classes
 from voxdiff.volumes import VolumeProcessor
+
+logger = logging.get_logger(__name__)
 
 Labels = str | int | Sequence[str | int] | None
 Scalars = Mapping[str, float | Sequence[float]] | None
@@ -99,7 +102,8 @@ def make_requests(
         optional_scalars: Whether the model was trained with single scalars absent.
 
     Raises:
-        ValueError: If a condition is unknown or of no use to the model, or it was not trained with such a combination.
+        ValueError: If a condition is unknown or of no use to the model or the class, or the model was not trained with such
+            a combination.
     """
     if class_labels is not None and not classes:
         raise ValueError("class_labels were given, but this model has no classes; leave them out.")
@@ -121,6 +125,7 @@ def make_requests(
             requests.append(VolumeRequest(processor=processor, scalars=given_here))
         else:
             entry = find_class(classes, label)
+            _check_scalars_of(entry, given_here)
             requests.append(
                 VolumeRequest(processor=entry.processor, name=entry.name, label=entry.id, scalars=given_here)
             )
@@ -179,6 +184,24 @@ def _check_combination(
             f"scalars lacks {', '.join(missing)}, but this model was not trained with single scalars absent; give all of "
             f"{_listing(scalar_names)}."
         )
+
+
+def _check_scalars_of(entry: VolumeClass, given: Mapping[str, float]) -> None:
+    """Raise ValueError if the class never had a scalar in training, warn of values that it did not have."""
+    if entry.scalars is None:
+        return
+    unknown = set(given) - set(entry.scalars)
+    if unknown:
+        raise ValueError(
+            f"The class {entry.name!r} was trained without the scalar {_listing(unknown)}; it takes "
+            f"{_listing(entry.scalars)}: leave the others out."
+        )
+    for name, value in given.items():
+        low, high = entry.scalars[name]
+        if not low <= value <= high:
+            logger.warning(
+                f"The scalar {name!r} is {value:g}, outside of the {low:g} to {high:g} that {entry.name!r} was trained with."
+            )
 
 
 def _is_list(value: Any) -> bool:

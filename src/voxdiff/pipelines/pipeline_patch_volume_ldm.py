@@ -17,6 +17,7 @@ from voxdiff.models.volume_conditions import NULL_LABEL
 from voxdiff.pipelines.base import Generators, VolumePipeline
 from voxdiff.pipelines.output import VolumePipelineOutput
 from voxdiff.pipelines.patch_volume_classes import find_class, plain_classes, read_classes
+from voxdiff.pipelines.patch_volume_parts import check_parts
 from voxdiff.pipelines.patch_volume_requests import (
     Labels,
     Scalars,
@@ -47,6 +48,8 @@ class PatchVolumeLDMPipeline(VolumePipeline):
             if the network has any, are known by their label and share the processor.
         clip_latents: Whether the sampler keeps x0 within [-1, 1] (published); not for latents of an AutoencoderKL3D,
             which have no bounds.
+        latent_range: ``{"low": ..., "high": ...}``, what -1 and 1 of the network are among the autoencoder's latents; None
+            takes it from the autoencoder. A saved pipeline has it, so that another autoencoder is not taken for its own.
 
     Raises:
         ValueError: If the parts do not fit each other.
@@ -66,6 +69,7 @@ class PatchVolumeLDMPipeline(VolumePipeline):
         processor: dict | None = None,
         classes: dict | None = None,
         clip_latents: bool = True,
+        latent_range: dict | None = None,
     ) -> None:
         super().__init__()
         self.register_modules(vae=vae, unet=unet, scheduler=scheduler)
@@ -75,8 +79,11 @@ class PatchVolumeLDMPipeline(VolumePipeline):
             processor=self.volume_processor.to_dict(),
             classes=plain_classes(classes) if classes else None,
             clip_latents=clip_latents,
+            latent_range=check_parts(vae, unet, clip_latents=clip_latents, latent_range=latent_range),
         )
-        self._check_parts()
+        for entry in self.volume_classes.values():
+            if entry.processor.size is not None:
+                self.check_grid(entry.processor.size, self.size_divisor)
 
     @property
     def size_divisor(self) -> int:
@@ -320,24 +327,6 @@ class PatchVolumeLDMPipeline(VolumePipeline):
     def _latent_shape(self, batch_size: int, grid: Sequence[int]) -> tuple[int, ...]:
         """Shape of the latents; decoding, unlike encoding, does not need whole patches."""
         return (batch_size, self.vae.config["latent_channels"], *(count // self.vae.compression for count in grid))
-
-    def _check_parts(self) -> None:
-        latent_channels = self.vae.config["latent_channels"]
-        received = (self.unet.config["in_channels"], self.unet.config["out_channels"])
-        if received != (latent_channels, latent_channels):
-            raise ValueError(
-                f"The autoencoder has {latent_channels} latent channels, but the network takes {received[0]} and gives "
-                f"{received[1]}; use an autoencoder and a network that were trained together."
-            )
-        for entry in self.volume_classes.values():
-            if entry.processor.size is not None:
-                self.check_grid(entry.processor.size, self.size_divisor)
-        self.vae.denormalize_latents(torch.zeros(1))  # raises where the range or the statistics are not set
-        if self.config["clip_latents"] and "latent_min" not in self.vae.config:
-            raise ValueError(
-                f"clip_latents is True, but the normalised latents of {type(self.vae).__name__} have no bounds; pass "
-                "clip_latents=False."
-            )
 
 
 def _clips(scheduler: Any) -> bool:

@@ -143,6 +143,12 @@ class LatentDataset(Dataset[dict[str, torch.Tensor]]):
             conditions[name] = {"place": place, "mean": values.mean().item(), "std": std}
         return conditions
 
+    def scalar_ranges(self, class_name: str) -> dict[str, list[float]]:
+        """Lowest and highest value of each scalar that volumes of a class have."""
+        rows = self._scalars[[entry["class"] == class_name for entry in self._entries]]
+        columns = {name: column[~column.isnan()] for name, column in zip(self.scalar_names, rows.T, strict=True)}
+        return {name: [column.min().item(), column.max().item()] for name, column in columns.items() if len(column)}
+
     @property
     def has_absent_scalars(self) -> bool:
         """Whether some scalar is not known of some volume."""
