@@ -12,11 +12,12 @@ widths, each trained by the product's own scripts in a process of its own for a 
 - d: latents of an autoencoder that encodes whole volumes, trained on as many voxels, against patch-wise ones;
 - e: diffusion on two grids (64³ and 64x64x48) against 64³ alone, at as many steps in all, asked for either grid.
 
-"border / elsewhere" is the mean squared difference of neighbouring voxels on two sides of a patch border over that of all
-others; "seam" is the absolute logarithm of its ratio to the original's, 0 without seams. FID and KID are those of the
-extractor cohort-3d between generated and test volumes, beside those of training against test volumes; W1 is the
-Wasserstein distance of a measured factor in standard deviations of the test volumes. The held-out loss is the training
-loss on test latents, over times and noise that are the same for all networks.
+"border / elsewhere" is the mean squared difference of neighbouring voxels on two sides of a patch border over that of
+all others; "seam" is the absolute logarithm of its ratio to the original's, 0 without seams. FID and KID are those of
+the extractor cohort-3d between generated and test volumes, beside those of training against test volumes, of the mean
+of the training volumes and of one of them repeated: between two sets that are both farther than the mean volume, they
+decide nothing. W1 is the Wasserstein distance of a measured factor in standard deviations of the test volumes. The
+held-out loss is the training loss on test latents, over times and noise that are the same for all networks.
 
 Finished runs and measurements are kept in --runs and never repeated: a killed benchmark goes on where it was, and parts
 can be run one by one. Each call writes what is there by then to patch_volume_ablations.json and .md.
@@ -50,10 +51,11 @@ from ablation_runs import (
     Grid,
     Training,
 )
-from ablation_tables import document, findings
+from ablation_tables import MEAN_VOLUME, document, findings
 from record import RESULTS, environment, write_result
 
 from voxdiff.data.anatomy import BRAIN_FOV_MM
+from voxdiff.metrics.anchors import mean_image
 from voxdiff.models.autoencoder_patch_volume import AutoencoderPatchVolume
 from voxdiff.pipelines.pipeline_patch_volume_ldm import PatchVolumeLDMPipeline
 from voxdiff.training.class_sources import cohort_source
@@ -68,6 +70,8 @@ def main() -> None:
     torch.set_num_threads(args.threads)
     args.runs, args.cache = args.runs.resolve(), args.cache.resolve()
     described = environment()
+    for grid in (WHOLE, SLAB):
+        measure_real(grid, args)
     for part in args.parts:
         for seed in range(args.seeds):
             for name in PARTS[part]:
@@ -105,12 +109,9 @@ def measure(name: str, seed: int, args: argparse.Namespace) -> None:
     if name in DECODERS:
         compute = partial(measure_decoder, *DECODERS[name], seed, args)
     elif name in RECONSTRUCTIONS:
-        measure_real(WHOLE, args)
         compute = partial(measure_reconstructions, run, seed, args)
     else:
-        grid = GENERATORS[name][1]
-        measure_real(grid, args)
-        compute = partial(measure_generator, run, grid, seed, args)
+        compute = partial(measure_generator, run, GENERATORS[name][1], seed, args)
     kept(f"{stem(name)}-{seed}", args, compute)
 
 
@@ -189,13 +190,21 @@ def measure_generator(run: str, grid: Grid, seed: int, args: argparse.Namespace)
 
 
 def measure_real(grid: Grid, args: argparse.Namespace) -> None:
-    """Features and factors of test subjects and of as many training subjects, whose distance is the floor."""
+    """Features and factors of test subjects and of as many training subjects, whose distance is the floor; anchors."""
+    name = "x".join(map(str, grid))
 
     def compute() -> dict[str, Any]:
         sets = {split: real_volumes(split, grid, args) for split in ("test", "train")}
         return {name: describe_set(volumes, SPACING, with_factors=grid == WHOLE) for name, volumes in sets.items()}
 
-    kept(f"real-{'x'.join(map(str, grid))}", args, compute)
+    def compute_anchors() -> dict[str, Any]:
+        volumes = real_volumes("train", grid, args)
+        repeated = {MEAN_VOLUME: mean_image(volumes), "one volume repeated": volumes[0]}
+        described = {name: describe_set([volume], SPACING, with_factors=False) for name, volume in repeated.items()}
+        return {name: {"features": found["features"] * len(volumes)} for name, found in described.items()}
+
+    kept(f"real-{name}", args, compute)
+    kept(f"anchors-{name}", args, compute_anchors)
 
 
 def kept(name: str, args: argparse.Namespace, compute: Callable[[], dict[str, Any]]) -> None:
@@ -224,10 +233,11 @@ def write_findings(args: argparse.Namespace, described: dict[str, Any]) -> None:
         for seed in range(args.seeds):
             if (path := measurement(f"{stem(name)}-{seed}", args)).exists():
                 measured[name][seed] = read_json(path)
+    grids = {grid: "x".join(map(str, grid)) for grid in (WHOLE, SLAB)}
     reals = {
-        grid: read_json(path)
-        for grid in (WHOLE, SLAB)
-        if (path := measurement(f"real-{'x'.join(map(str, grid))}", args)).exists()
+        grid: {**read_json(path), "anchors": read_json(measurement(f"anchors-{name}", args))}
+        for grid, name in grids.items()
+        if (path := measurement(f"real-{name}", args)).exists() and measurement(f"anchors-{name}", args).exists()
     }
     protocol = {key: value for key, value in vars(args).items() if isinstance(value, int)}
     result = {"what": (__doc__ or "").splitlines()[0], "protocol": protocol, "cpu_minutes": cpu_minutes(args)}
