@@ -11,13 +11,16 @@ seconds and, on a CPU, in processor seconds, which others' work disturbs less. A
 encode     a volume to latents: the official code gives all patches of 64³ to the encoder at once, ours a few
 decode     quantise and decode latents that lie near codebook entries. As in its sampling scripts, the official code cuts
            latents of more than 32³ (8x) or 64³ (4x) voxels into tiles of 32³, ours decodes the volume whole or, above
-           96³ voxels, also by slabs within the budgets of --slab-gb (in bfloat16 on CUDA)
+           96³ voxels, also by slabs within the budgets of --slab-gb: in float32, and on CUDA in bfloat16 as well, with
+           TF32 off in float32 and twice the budgets, so that what is computed twice is the same in both precisions
 denoise    one call of BiFlowNet on the latent of such a volume
 sample     a volume: the official 1000 ancestral steps against 50 steps of DPM-Solver++; seconds of a step (network and
            scheduler) times steps, plus the seconds of decode. Steps are timed, whole chains are not
 
-The error is the root mean square of the difference to the official float32 output (to ours where that one is tiled or
-missing) over that of the output, with random weights: an image's error may be another. Peak memory is the growth over
+The error is the root mean square of the difference to another output over that of the other, with random weights: an
+image's error may be another. The other, named beside it, is the official float32 one; ours where that is tiled or missing;
+and of a slab decode the whole decode in the same precision or, where that runs out of memory (float32 at 512³), the slab
+decode with the next larger budget. Elsewhere TF32 is as PyTorch has it: on in convolutions. Peak memory is the growth over
 one call, of the resident size on a CPU and of torch.cuda.max_memory_allocated on CUDA; the weights come on top. The
 tables of a CPU show processor seconds, NAME.json has both clocks. Writes NAME.json and NAME.md below --out.
 """
@@ -33,7 +36,7 @@ from typing import Any
 
 import torch
 from official_med import official_autoencoder, official_biflownet, official_diffusion
-from patch_volume_tables import OFFICIAL, STEPS_TIMED, add_volumes, document, part_table
+from patch_volume_tables import OFFICIAL, STEPS_TIMED, add_errors, add_volumes, document, part_table
 from record import RESULTS, environment, write_result
 from torch import nn
 from turns import Call, Measured, take_turns
@@ -49,6 +52,8 @@ from voxdiff.models.axis_order import from_network, to_network
 from voxdiff.schedulers import make_scheduler
 
 OURS = "voxdiff float32"
+EXACT = "voxdiff float32 without TF32"
+HALF = "voxdiff bfloat16"
 WIDTHS = {8: (48, 96, 192, 192), 4: (48, 96, 96)}
 WHOLE_UP_TO = {8: 32**3, 4: 64**3}  # latent voxels that the official scripts decode at once
 SLABS_ABOVE = 96
@@ -120,7 +125,8 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--sizes", type=int, nargs="+", help="of the volume; default 64 on a CPU, 256 on CUDA")
     parser.add_argument("--factors", type=int, nargs="+", default=[8, 4], choices=list(WIDTHS))
     parser.add_argument("--parts", nargs="+", default=list(PARTS), choices=list(PARTS))
-    parser.add_argument("--slab-gb", type=float, nargs="*", help="budgets; default 1 on a CPU, 8 and 16 on CUDA")
+    budgets = f"budgets, of bfloat16 on CUDA; default above {SLABS_ABOVE}³: 1 on a CPU, 8 and 16 on CUDA"
+    parser.add_argument("--slab-gb", type=float, nargs="*", help=budgets)
     parser.add_argument("--rounds", type=int, help="default 3 on a CPU, 5 on CUDA")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--out", type=Path, default=RESULTS)
@@ -130,8 +136,6 @@ def parse_arguments() -> argparse.Namespace:
     on_cuda = args.device.startswith("cuda")
     args.sizes = args.sizes or ([256] if on_cuda else [64])
     args.rounds = args.rounds or (5 if on_cuda else 3)
-    if args.slab_gb is None:
-        args.slab_gb = [8, 16] if on_cuda else [1]
     if any(size % 64 for size in args.sizes):
         parser.error("--sizes takes multiples of 64, the patch of the published autoencoders")
     args.name = args.name or ("patch_volume_cuda" if on_cuda else "patch_volume")
@@ -155,8 +159,8 @@ def make_variants(networks: Networks, args: argparse.Namespace) -> dict[str, Var
     plain, last = torch.contiguous_format, torch.channels_last_3d
     formats = [("voxdiff float32 channels_last_3d", torch.float32, last)] if not args.device.startswith("cuda") else []
     formats += [
-        ("voxdiff bfloat16", torch.bfloat16, plain),
-        ("voxdiff bfloat16 channels_last_3d", torch.bfloat16, last),
+        (HALF, torch.bfloat16, plain),
+        (f"{HALF} channels_last_3d", torch.bfloat16, last),
     ]
     variants = {OURS: Variant(networks.vae, networks.unet, torch.float32, plain)}
     for name, dtype, memory_format in formats:
@@ -200,9 +204,8 @@ def bench_decode(size: int, networks: Networks, variants: dict[str, Variant], ar
     calls = official_calls(official, networks, args)
     for name, variant in variants.items():
         calls[name] = partial(decode, variant.vae, variant.prepare(latents))
-    if size > SLABS_ABOVE:
-        calls |= slab_calls(latents, variants, args)
-    return compare(calls, args, tiled=not whole)
+    slabs, references = slab_calls(size, latents, variants, args)
+    return compare(calls | slabs, args, tiled=not whole, references=references)
 
 
 def near_entries(vae: AutoencoderPatchVolume, size: int) -> torch.Tensor:
@@ -214,14 +217,38 @@ def near_entries(vae: AutoencoderPatchVolume, size: int) -> torch.Tensor:
     return entries + 0.05 * torch.randn(entries.shape, generator=generator)
 
 
-def slab_calls(latents: torch.Tensor, variants: dict[str, Variant], args: argparse.Namespace) -> dict[str, Call]:
-    base = "voxdiff bfloat16" if args.device.startswith("cuda") else OURS
+def slab_calls(
+    size: int, latents: torch.Tensor, variants: dict[str, Variant], args: argparse.Namespace
+) -> tuple[dict[str, Call], dict[str, list[str]]]:
+    """Slab decodes and, on CUDA, the whole decode without TF32; and what each slab decode is compared with if it ran."""
+    on_cuda = args.device.startswith("cuda")
+    budgets = args.slab_gb
+    if budgets is None:
+        budgets = ([8, 16] if on_cuda else [1]) if size > SLABS_ABOVE else []
     calls: dict[str, Call] = {}
-    for budget in args.slab_gb:
-        vae = copy.deepcopy(variants[base].vae)
-        vae.enable_slab_decoding(max_memory_gb=budget)
-        calls[f"{base} slabs {budget:g} GiB"] = partial(decode, vae, variants[base].prepare(latents))
-    return calls
+    references: dict[str, list[str]] = {}
+    if budgets and on_cuda:
+        calls[EXACT] = partial(without_tf32, partial(decode, variants[OURS].vae, latents))
+    for base, times in ({EXACT: 2, HALF: 1} if on_cuda else {OURS: 1}).items():
+        variant, larger = variants[OURS if base == EXACT else base], []
+        for budget in sorted(budgets, reverse=True):
+            vae = copy.deepcopy(variant.vae)
+            vae.enable_slab_decoding(max_memory_gb=times * budget)
+            name = f"{base} slabs {times * budget:g} GiB"
+            calls[name] = partial(without_tf32, partial(decode, vae, variant.prepare(latents)))
+            references[name] = [base, *larger]
+            larger = [name]
+    return calls, references
+
+
+def without_tf32(call: Call) -> torch.Tensor:
+    """The call with true float32 in CUDA's convolutions, where PyTorch shortens it; matrix products are so anyway."""
+    allowed = torch.backends.cudnn.allow_tf32
+    torch.backends.cudnn.allow_tf32 = False
+    try:
+        return call()
+    finally:
+        torch.backends.cudnn.allow_tf32 = allowed
 
 
 def bench_denoise(size: int, networks: Networks, variants: dict[str, Variant], args: argparse.Namespace) -> dict:
@@ -290,16 +317,24 @@ def official_calls(call: Callable[[], torch.Tensor], networks: Networks, args: a
     return {OFFICIAL: lambda: from_network(call(), "zxy"), "official bfloat16 autocast": autocast}
 
 
-def compare(calls: dict[str, Call], args: argparse.Namespace, *, tiled: bool = False) -> dict[str, Measured]:
-    """Measure the calls and their differences; ``tiled``: the official output has seams, so ours is the reference."""
+def compare(
+    calls: dict[str, Call],
+    args: argparse.Namespace,
+    *,
+    tiled: bool = False,
+    references: dict[str, list[str]] | None = None,
+) -> dict[str, Measured]:
+    """Measure the calls and their differences; ``tiled``: the official output has seams, so ours is the reference.
+
+    ``references`` are those of slab decodes, in the order of preference. In float32 they stand in for the whole decode as
+    the reference of all others where that ran out of memory.
+    """
+    references = references or {}
     measured, outputs = take_turns(calls, rounds=args.rounds, device=args.device, reference=OFFICIAL)
-    reference = outputs.get(OURS if tiled or OFFICIAL not in outputs else OFFICIAL)
-    for name, output in outputs.items() if reference is not None else ():
-        difference = output.float() - reference
-        measured[name]["largest_difference"] = float(difference.abs().max())
-        measured[name]["error"] = float(difference.square().mean().sqrt() / reference.square().mean().sqrt())
-        if name == OURS and not measured[name]["error"] < (TOLERANCE if args.device == "cpu" else 10 * TOLERANCE):
-            raise RuntimeError(f"Ours differs from the official output by {measured[name]['error']:.1e} of its size.")
+    usual = [*([] if tiled else [OFFICIAL]), OURS, *(name for name in references if not name.startswith(HALF))]
+    add_errors(measured, outputs, {name: references.get(name, usual) for name in outputs})
+    if not measured[OURS].get("error", 0.0) < (TOLERANCE if args.device == "cpu" else 10 * TOLERANCE):
+        raise RuntimeError(f"Ours differs from the official output by {measured[OURS]['error']:.1e} of its size.")
     return measured
 
 

@@ -2,16 +2,17 @@
 
     python benchmarks/bench_slab_decoding.py [--sizes 64 128] [--factors 8 4] [--width 24] [--rounds 1]
 
-The decoder has the published layout at a reduced width (``--width 48`` is the published one; heads and groups as
-published), random weights, fp32, one volume without gradients. Every decode runs in a process of its own after a small
-one, once for the time (CPU seconds are compared, since others may use the machine) and once for the memory: the growth of
-the process's peak resident size over what it held before, with an allocator that gives freed blocks of 1 MiB and more
-back at once; ``default_allocator_growth_mb`` is the growth in the timed process, where glibc keeps them. The budgets are
-fractions of what the whole decode was measured to take, or the smallest one that can be kept; ``unlimited`` lets the
-planner store every map. The error is the largest absolute difference to the whole decode. The seam ratio is 1 where
-borders are like other places: the mean error in the rows beside the last pass's slab borders over that in the same rows
-without slabs (``unlimited``), divided by the same for all other rows. The plans are predictions for the published width.
-Writes NAME.json below --out.
+A decode is ``AutoencoderPatchVolume.decode`` as a user calls it: the look-up in the codebook of 8192 entries comes
+first, which the memory model does not count. The autoencoder has the published layout at a reduced width (``--width
+48`` is the published one; heads and groups as published), random weights, fp32, one volume without gradients. Every
+decode runs in a process of its own after a small one, once for the time (CPU seconds are compared, since others may use
+the machine) and once for the memory: the growth of the process's peak resident size over what it held before, with an
+allocator that gives freed blocks of 1 MiB and more back at once; ``default_allocator_growth_mb`` is the growth in the
+timed process, where glibc keeps them. The budgets are fractions of what the whole decode was measured to take, or the
+smallest one that can be kept; ``unlimited`` lets the planner store every map. The error is the largest absolute
+difference to the whole decode. The seam ratio is 1 where borders are like other places: the mean error in the rows
+beside the last pass's slab borders over that in the same rows without slabs (``unlimited``), divided by the same for
+all other rows. The plans are predictions for the published width. Writes NAME.json below --out.
 """
 
 import argparse
@@ -26,7 +27,8 @@ from pathlib import Path
 import torch
 from record import RESULTS, PeakMemory, environment, markdown_table, write_result
 
-from voxdiff.models.layers_autoencoder_3d import Decoder3D
+from voxdiff import AutoencoderPatchVolume
+from voxdiff.models.axis_order import to_network
 from voxdiff.models.slab_decoding import SlabDecoder
 
 WIDTHS = {8: (1, 2, 4, 4), 4: (1, 2, 2)}
@@ -52,7 +54,7 @@ def main() -> None:
     plans = published_plans()
     print(json.dumps(plans, indent=2))
     protocol = {"dtype": "float32", "width": args.width, "published_width": 48, "rounds": args.rounds, "seed": 0}
-    protocol["threads"] = args.threads
+    protocol |= {"threads": args.threads, "call": "AutoencoderPatchVolume.decode"}
     result = {"what": "slab decoding", "protocol": protocol, "results": results, "published_plans": plans}
     result |= {"environment": started, "load_average_at_end": environment()["load_average"]}
     print(write_result(args.name, result, args.out))
@@ -72,25 +74,17 @@ def parse_arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def make_decoder(factor: int, width: int, device: str = "cpu") -> Decoder3D:
+def make_autoencoder(factor: int, width: int, device: str = "cpu") -> AutoencoderPatchVolume:
     torch.manual_seed(0)
     with torch.device(device):
-        return Decoder3D(
-            8,
-            1,
-            tuple(width * multiple for multiple in WIDTHS[factor]),
-            num_attention_heads=4,
-            attention_head_dim=32,
-            norm_num_groups=24,
-            norm_eps=1e-6,
-        ).eval()
+        return AutoencoderPatchVolume(block_out_channels=tuple(width * multiple for multiple in WIDTHS[factor])).eval()
 
 
 def compare(factor: int, size: int, args: argparse.Namespace) -> dict[str, dict]:
     """The whole decode and slab decoding at several budgets, each in processes of its own, in turns."""
-    decoder = make_decoder(factor, args.width, "meta")
+    vae = make_autoencoder(factor, args.width, "meta")
     shape = (1, 8, *[size // factor] * 3)
-    minimum = SlabDecoder(decoder, UNLIMITED_GB).plan(shape, torch.float32).minimum_bytes / 2**30
+    minimum = SlabDecoder(vae.decoder, UNLIMITED_GB).plan(shape, torch.float32).minimum_bytes / 2**30
     with tempfile.TemporaryDirectory() as folder:
         whole = in_own_process(factor, size, 0.0, f"{folder}/whole.pt", args)
         unlimited = in_own_process(factor, size, UNLIMITED_GB, f"{folder}/unlimited.pt", args)
@@ -126,19 +120,19 @@ def in_own_process(factor: int, size: int, budget: float, output: str, args: arg
 def measure(args: argparse.Namespace) -> dict:
     """Decode once within ``--measure`` GiB, or whole if that is 0."""
     factor, size = args.factors[0], args.sizes[0]
-    decoder = make_decoder(factor, args.width)
+    vae = make_autoencoder(factor, args.width)
     latents = torch.randn(1, 8, *[size // factor] * 3, generator=torch.Generator().manual_seed(1))
-    slabs = SlabDecoder(decoder, args.measure) if args.measure else None
-    decode = slabs or decoder
-    decode(latents[..., :2, :2, :2])
+    if args.measure:
+        vae.enable_slab_decoding(max_memory_gb=args.measure)
+    vae.decode(latents[..., :2, :2, :2])
     started, cpu_started = time.perf_counter(), time.process_time()
     with PeakMemory() as peak:
-        volume = decode(latents)
+        volume = vae.decode(latents).sample
     seconds, cpu_seconds = time.perf_counter() - started, time.process_time() - cpu_started
-    torch.save(volume, args.output)
+    torch.save(to_network(volume, vae.config["axis_order"]), args.output)  # slabs lie along the network's first axis
     result = {"cpu_seconds": round(cpu_seconds, 2), "seconds": round(seconds, 2), "peak_growth_mb": peak.growth_mb}
-    if slabs:
-        plan = slabs.plan(tuple(latents.shape), latents.dtype)
+    if args.measure:
+        plan = SlabDecoder(vae.decoder, args.measure).plan(tuple(latents.shape), latents.dtype)
         result["predicted_mb"] = round(plan.peak_bytes / 2**20, 1)
         result["work_over_whole"] = round(plan.multiply_adds / plan.whole_multiply_adds, 3)
         result["rows"] = plan.passes[-1].rows
@@ -161,7 +155,7 @@ def published_plans() -> dict[str, dict]:
     """What the memory model says of 512³ at the published width in 16 bits (bf16 and fp16 alike)."""
     plans = {}
     for factor in WIDTHS:
-        decoder = make_decoder(factor, 48, "meta")
+        decoder = make_autoencoder(factor, 48, "meta").decoder
         for budget in (8, 16, 24, 80):
             plan = SlabDecoder(decoder, budget).plan((1, 8, *[512 // factor] * 3), torch.bfloat16)
             plans[f"{factor}x 512, {budget} GiB, 16 bit"] = {

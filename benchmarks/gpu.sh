@@ -3,7 +3,7 @@
 #
 #   bash benchmarks/gpu.sh pack      here, before: wheels into .whl/; with OFFICIAL=DIR (wdm-3d) and MED_OFFICIAL=DIR
 #                                    (3D-MedDiffusion) copies of their networks in .gpu/
-#   bash benchmarks/gpu.sh test      there: goldens, precision, pipeline, torch.compile on CUDA, then the fast tests
+#   bash benchmarks/gpu.sh test      there: gpu_check.py (goldens, precision, slab decoding on CUDA ...), then the fast tests
 #   bash benchmarks/gpu.sh bench     there: bench_wdm.py and bench_wavelets.py; results to $OUT
 #   bash benchmarks/gpu.sh nearest   there: bench_nearest.py, 500 against 1262 volumes at 128 voxels a side
 #   bash benchmarks/gpu.sh patch_volume   there: bench_patch_volume.py at 256³ and 8x at 512³, bench_stage2_memory.py
@@ -18,7 +18,8 @@
 # new one starts from the exported weights (INIT=FOLDER_OF_A_PIPELINE).
 #
 # Settings (environment): DEVICE=cuda, OUT=outputs/gpu, STEPS=40000, BATCH=16, SUBJECTS=4000, LEARNING_RATE=4e-4,
-# TRAIN_SECONDS=520, SMALL=1 for a dry run of a few steps, which also works with DEVICE=cpu.
+# TRAIN_SECONDS=520, SMALL=1 for a dry run of a few steps, which also works with DEVICE=cpu. pvldm takes the GRIDS of
+# train_pvldm.sh: with two commands or more to spare, GRIDS="64,64,64;64,64,48;128,128,128" PVLDM_RUN=runs/pvldm-cohort-128.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -117,11 +118,12 @@ patch_volume() {
   [[ -d .gpu/med_official ]] && official=(--official .gpu/med_official)
   if [[ -n $SMALL ]]; then
     "$PYTHON" benchmarks/bench_patch_volume.py "${official[@]}" "${arguments[@]}" --sizes 64 --factors 8 --rounds 1 \
-      --parts encode denoise
+      --parts encode decode denoise --slab-gb 0.1 0.2
     "$PYTHON" benchmarks/bench_stage2_memory.py "${arguments[@]}" --grids 64x64x64 --factors 4 --variants efficient
     return
   fi
-  "$PYTHON" benchmarks/bench_patch_volume.py "${official[@]}" "${arguments[@]}" --sizes 256 --rounds 3 --add
+  "$PYTHON" benchmarks/bench_patch_volume.py "${official[@]}" "${arguments[@]}" --sizes 256 --rounds 3 --slab-gb 1 4 \
+    --add
   "$PYTHON" benchmarks/bench_stage2_memory.py "${official[@]}" "${arguments[@]}" \
     --grids 64x64x64 128x128x128 192x192x192
   "$PYTHON" benchmarks/bench_patch_volume.py "${official[@]}" "${arguments[@]}" --sizes 512 --factors 8 --rounds 1 --add
@@ -196,7 +198,7 @@ run_stages() {
   if ((status != 0 && status != 124 && status != 137 && status != 143)); then return "$status"; fi
 }
 
-# The stages of train_pvldm.sh, longer than on a CPU.
+# The stages of train_pvldm.sh, longer than on a CPU; GRIDS, if set, is inherited.
 pvldm() {
   local run=${PVLDM_RUN:-runs/pvldm-cohort-64}
   export SUBJECTS=${SUBJECTS:-2000} PATCH_STEPS=${PATCH_STEPS:-8000} VOLUME_STEPS=${VOLUME_STEPS:-4000} EVERY=${EVERY:-500}
@@ -251,7 +253,7 @@ case ${1:-} in
   export) prepare && export_weights ;;
   stats) prepare && stats ;;
   *)
-    sed -n '2,21p' "$0" | sed 's/^# \{0,1\}//'
+    sed -n '2,22p' "$0" | sed 's/^# \{0,1\}//'
     exit 2
     ;;
 esac

@@ -1,9 +1,9 @@
-"""Checks that need a GPU: goldens, precision, pipeline, torch.compile and resumable state on CUDA. Exits with 1 on a failure.
+"""Checks that need a GPU: goldens, precision, torch.compile, pipeline and slab decoding on CUDA. Exits with 1 on a failure.
 
     python benchmarks/gpu_check.py [--device cuda]
 
 Errors are relative, |out - reference| / |reference|, against float64 on the CPU, on random inputs. With --device cpu the
-script checks itself; torch.compile then stops at finding graph breaks.
+script checks itself; torch.compile then stops at finding graph breaks, slabs decode 32³ and their memory is not checked.
 """
 
 import argparse
@@ -13,15 +13,29 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
+from turns import measure_call
 
-from voxdiff import Pipeline, VolumeProcessor, WaveletDiffusionPipeline, WaveletUNet3DModel, convert_state_dict
+from voxdiff import (
+    AutoencoderPatchVolume,
+    Pipeline,
+    VolumeProcessor,
+    WaveletDiffusionPipeline,
+    WaveletUNet3DModel,
+    convert_state_dict,
+)
 from voxdiff.hub.registry import DEFAULT_MODEL, shipped_models
 from voxdiff.hub.registry import resolve_model as find_model
+from voxdiff.models.axis_order import from_network, to_network
+from voxdiff.models.slab_decoding import SlabDecoder
 from voxdiff.schedulers import make_scheduler, swap_scheduler
 from voxdiff.wavelets import haar_analysis, haar_synthesis
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 from goldens import load_golden
+
+PATCH_VOLUME_WIDTHS = {"8x": (48, 96, 192, 192), "4x": (48, 96, 96)}
+SLAB_TOLERANCE = 1e-5
+SLAB_OVERRUN = 1.1  # what a convolution library takes beside its operands is only estimated
 
 
 def main() -> None:
@@ -38,6 +52,8 @@ def main() -> None:
         check_pipeline,
         check_generators,
         check_shipped_model,
+        check_patch_volume,
+        check_slab_decoding,
     ]
     failed = 0
     for check in checks:
@@ -149,6 +165,73 @@ def check_shipped_model(device: torch.device) -> str:
     volume = pipe(num_inference_steps=steps, generator=torch.Generator().manual_seed(0), output_type="pt").volumes
     expect(bool(torch.isfinite(volume).all()), "the shipped model gives non-finite voxels")
     return f"{steps} steps in {time.perf_counter() - started:.2f} s, first call"
+
+
+def check_patch_volume(device: torch.device) -> str:
+    """The official Patch-Volume autoencoders' codes, and their and the BiFlowNets' outputs at the files' tolerance."""
+    errors = {}
+    for factor in PATCH_VOLUME_WIDTHS:
+        name = f"med_autoencoder_{factor}"
+        meta, state, inputs, outputs = load_golden(name)
+        overrides = {"norm_num_groups": meta["config"]["model"]["num_groups"]}
+        overrides["patch_size"] = meta["config"]["model"]["patch_size"]
+        vae = convert_state_dict("med-autoencoder", state, **overrides).to(device)
+        with torch.no_grad():
+            latents = vae.encode(from_network(inputs["volume"].to(device), "zxy")).latents
+            decoded = {"joint_decode": vae.decode(latents).sample, "patch_decode": vae.decode_patches(latents).sample}
+        codes = vae.quantize_latents(latents).unsqueeze(1)
+        expect(to_network(codes, "zxy")[:, 0].cpu().equal(outputs["codes"].long()), f"{name} gives other codes")
+        results = {key: to_network(result, "zxy") for key, result in {"latent": latents, **decoded}.items()}
+        errors[name] = golden_error(name, results, outputs, meta["atol"])
+    for name in ("med_biflownet_class", "med_biflownet_uncond"):
+        meta, state, inputs, outputs = load_golden(name)
+        config, sizes = meta["config"], meta["config"]["model"]
+        overrides = {"norm_num_groups": sizes["resnet_groups"], "num_dit_heads": sizes["DiT_num_heads"]}
+        unet = convert_state_dict("med-biflownet", state, **overrides).to(device)
+        labels = None if config["labels"] is None else torch.tensor(config["labels"], device=device)
+        timesteps = torch.tensor(config["timesteps"], device=device)
+        with torch.no_grad():
+            result = unet(from_network(inputs["x"].to(device), "zxy"), timesteps, labels).sample
+        errors[name] = golden_error(name, {"y": to_network(result, "zxy")}, outputs, meta["atol"])
+    return "largest differences " + ", ".join(f"{name} {error:.1e}" for name, error in errors.items())
+
+
+def check_slab_decoding(device: torch.device) -> str:
+    """The published decoders in float32: slabs against the whole decode, and the memory they take against the budget."""
+    on_cuda = device.type == "cuda"
+    size, outcomes = 128 if on_cuda else 32, []
+    for factor, widths in PATCH_VOLUME_WIDTHS.items():
+        torch.manual_seed(0)
+        vae = AutoencoderPatchVolume(block_out_channels=widths).eval().to(device)
+        latents = torch.randn(1, 8, *(size // vae.compression,) * 3).to(device)
+        with torch.no_grad():
+            whole = vae.decode(latents).sample
+        plan = SlabDecoder(vae.decoder, 1000.0).plan(tuple(latents.shape), torch.float32)
+        least = plan.minimum_bytes / 2**30
+        for budget in sorted({least, max(least, plan.peak_bytes / 4 / 2**30)}):
+            vae.enable_slab_decoding(max_memory_gb=budget)
+            run, volume = measure_call(lambda vae=vae, latents=latents: decoded_sample(vae, latents), str(device))
+            error, share = relative_error(volume, whole), run["peak_memory_mb"] / 2**10 / budget
+            name = f"{factor} {size}³ within {budget:.3f} GiB"
+            expect(error <= SLAB_TOLERANCE, f"{name} is off by {error:.1e}, the limit is {SLAB_TOLERANCE}")
+            expect(not on_cuda or share <= SLAB_OVERRUN, f"{name} takes {share:.2f} of its budget")
+            outcomes.append(f"{name}: off by {error:.1e}" + (f", {share:.2f} of the budget taken" if on_cuda else ""))
+    return "; ".join(outcomes)
+
+
+def golden_error(
+    name: str, results: dict[str, torch.Tensor], outputs: dict[str, torch.Tensor], tolerance: float
+) -> float:
+    """The largest difference of the results to the golden outputs of their names, which must keep the tolerance."""
+    errors = {key: float((result.cpu() - outputs[key]).abs().max()) for key, result in results.items()}
+    for key, error in errors.items():
+        expect(error <= tolerance, f"{key} of {name} differs by {error:.1e}, the tolerance is {tolerance}")
+    return max(errors.values())
+
+
+@torch.no_grad()
+def decoded_sample(vae: AutoencoderPatchVolume, latents: torch.Tensor) -> torch.Tensor:
+    return vae.decode(latents).sample
 
 
 def published_network() -> WaveletUNet3DModel:

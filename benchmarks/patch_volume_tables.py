@@ -1,13 +1,36 @@
-"""Tables of `bench_patch_volume.py`, and its seconds of a step and of decoding made into seconds of a volume."""
+"""Tables of `bench_patch_volume.py`, its differences between outputs, and its seconds of steps made into those of volumes."""
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+import torch
 from record import markdown_table
 from turns import Measured
 
 OFFICIAL = "official float32"
 STEPS_TIMED = 3  # of our sampler, in one call of the pipeline
 STEPS = {"official": 1000, "voxdiff": 50}
+
+
+def add_errors(
+    measured: dict[str, Measured], outputs: Mapping[str, torch.Tensor], references: Mapping[str, Sequence[str]]
+) -> None:
+    """Difference of each output to its reference: largest, and root mean square over that of the reference.
+
+    Args:
+        measured: Where ``error``, ``largest_difference`` and ``error_to`` are added; nothing is for a reference itself.
+        outputs: What ran, by name.
+        references: Name -> references, of which the first that ran counts.
+    """
+    for name, output in outputs.items():
+        reference = next((other for other in references[name] if other in outputs), name)
+        if reference == name:
+            continue
+        expected = outputs[reference].float()
+        difference = output.float() - expected
+        measured[name]["error_to"] = reference
+        measured[name]["largest_difference"] = float(difference.abs().max())
+        measured[name]["error"] = float(difference.square().mean().sqrt() / expected.square().mean().sqrt())
 
 
 def add_volumes(parts: dict[str, dict[str, Measured]]) -> None:
@@ -33,14 +56,16 @@ def add_volumes(parts: dict[str, dict[str, Measured]]) -> None:
 
 def part_table(part: str, factor: int, size: int, measured: dict[str, Measured], device: str) -> str:
     clock, ratio, seconds = _clock(device)
-    header = [f"{part} {factor}x, {size}³", seconds, "official / this", "error", "peak growth MiB"]
+    header = [f"{part} {factor}x, {size}³", seconds, "official / this", "peak growth MiB", "error", "error to"]
     rows = []
     for name, value in measured.items():
         if "out_of_memory" in value:
-            rows.append([name, "out of memory", *["-"] * 3])
+            rows.append([name, "out of memory", *["-"] * 4])
             continue
         cells = [f"{value[clock]:.3f}", f"{value[ratio]:.2f}" if value[ratio] else "-"]
-        cells += [f"{value['error']:.1e}" if value.get("error") else "-", f"{value['peak_memory_mb']:.0f}"]
+        cells.append(f"{value['peak_memory_mb']:.0f}")
+        compared = value.get("error") or "error_to" in value
+        cells += [f"{value['error']:.1e}" if compared else "-", value.get("error_to", "-")]
         rows.append([f"{name} ({STEPS_TIMED} steps)" if part == "sample" and name != OFFICIAL else name, *cells])
     return markdown_table(header, rows)
 
