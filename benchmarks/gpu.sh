@@ -189,7 +189,8 @@ run_stages() {
   local recipe=$1 run=$2 status=0 left stage
   export RUN=$run CACHE DEVICE SMALL PYTHON
   for stage in "${@:3}"; do
-    [[ -e $run/$stage/model_index.json || -e $run/$stage/autoencoder_report.json || -e $run/$stage/scheduler ]] && continue
+    [[ -e $run/$stage/model_index.json || -e $run/$stage/scheduler ]] && continue
+    [[ -e $run/$stage/autoencoder_report.json && -e $run/$stage/config.json ]] && continue
     left=$((${TRAIN_SECONDS:-520} - SECONDS))
     ((left > 20)) || break
     timeout --signal=TERM --kill-after=20 "$left" bash "$recipe" "$stage" || status=$?
