@@ -165,3 +165,23 @@ def test_records_without_given_slices():
         "informed_slice_index": None,
         "start": 3,
     }
+
+
+@pytest.mark.parametrize("orientation", ["RAS", "LPS", "SAR"])
+@pytest.mark.parametrize(("begin", "lost"), [(0, 100), (7, 17), (8, 0)])
+def test_labels_outside_of_the_models_field_of_view_are_refused(begin, lost, orientation):
+    processor = VolumeProcessor(size=(8, 8, 8), spacing=(2.0, 2.0, 2.0))  # voxels 8 to 23 of 1 mm
+    labels = np.zeros((32, 32, 32), np.uint8)
+    labels[(slice(begin, begin + 6),) + (slice(9, 15),) * 2] = 1
+    canonical = nib.Nifti1Image(labels, np.eye(4))
+    turn = nib.orientations.ornt_transform(
+        nib.io_orientation(canonical.affine), nib.orientations.axcodes2ornt(orientation)
+    )
+    mask = canonical.as_reoriented(turn)
+    if not lost:
+        assert int(read_masks(mask, processor, MaskEncoder({0: -1.0, 1: 1.0}))[0].places.sum()) > 0
+        return
+    with pytest.raises(
+        ValueError, match=rf"{lost} % of the labelled voxels of the mask lie outside .* 16 x 16 x 16 mm"
+    ):
+        read_masks(mask, processor, MaskEncoder({0: -1.0, 1: 1.0}))

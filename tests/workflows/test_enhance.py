@@ -1,4 +1,5 @@
 import json
+from dataclasses import replace
 
 import nibabel as nib
 import numpy as np
@@ -89,6 +90,22 @@ def test_rejected_volumes_are_listed_and_not_exported(tmp_path):
     assert len(pipe.calls) == before
 
 
+def test_a_run_that_rejects_everything_ends_well(tmp_path):
+    judge = MaskAgreementFilter(lambda image: np.zeros(image.shape, np.uint8))
+    nnunet = NnUNetDataset(folder=tmp_path / "raw", dataset_id=11, name="E", channel="FLAIR", labels={"tumour": 1})
+    result = enhance(ShownPipeline(), make_cases(2), tmp_path / "out", filters=[judge], nnunet=nnunet)
+    assert (result.images, len(result.rejected)) == ((), 2)
+    assert not (tmp_path / "raw").exists()
+
+
+@pytest.mark.parametrize(("unit", "kind"), [("HU", "organs"), ("a.u.", "brain")])
+def test_organs_are_augmented_as_organs(unit, kind, tmp_path):
+    pipe = ShownPipeline()
+    pipe.volume_processor = replace(pipe.volume_processor, unit=unit)
+    enhance(pipe, make_cases(2), tmp_path / "default", augment_masks=True)
+    assert json.loads((tmp_path / "default/manifest.json").read_text())["settings"]["augmentation"] == {"kind": kind}
+
+
 def test_filters_judge_the_image_beside_the_mask_it_was_made_with(tmp_path):
     def everything_bright(image):
         return (np.asarray(image.dataobj) > 0.9).astype(np.uint8)
@@ -123,6 +140,7 @@ def test_other_settings_model_or_cases_are_refused(tmp_path):
         ({"informed": "own", "include_self": True}, "include_self belongs to informed 'cross'"),
         ({"latents": np.zeros(1)}, "argument latents of the pipeline is not for data set tools; allowed are start_pos"),
         ({"output_type": "pt"}, "argument output_type"),
+        ({"start_position": float("nan")}, "start_position is nan; give a number from 0.0 to 1.0"),
         ({"start_position": np.float32(0.5)}, "float32 is not JSON serializable.*give plain numbers"),
     ],
 )

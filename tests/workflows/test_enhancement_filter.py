@@ -1,6 +1,7 @@
 import nibabel as nib
 import numpy as np
 import pytest
+import torch
 from resampling_runs import AFFINE, make_case, make_cases
 from scipy.ndimage import gaussian_filter
 
@@ -43,6 +44,16 @@ def test_what_was_not_asked_for_counts_against_the_agreement():
     assert judge(image_of(np.zeros((4, 4, 4))), healthy).value == 0
     silent = MaskAgreementFilter(lambda image: np.zeros((4, 4, 4), np.uint8))
     assert silent(image_of(np.zeros((4, 4, 4))), healthy).value == 1
+
+
+def test_a_stray_voxel_of_a_region_that_was_not_asked_for_is_no_disagreement():
+    case = make_case("a")
+    tumour = MaskAgreementFilter(bright_voxels, labels=[1])
+    healthy = make_image(np.where(np.asarray(case.mask.dataobj) > 0, 4, 0).astype(np.uint8), AFFINE, unit="label")
+    stray = np.zeros(healthy.shape)
+    stray[0, 0, 0] = 1
+    assert 0.99 < tumour(image_of(stray), healthy).value < 1
+    assert tumour(image_of(np.ones(healthy.shape)), healthy).rejected
 
 
 def test_a_segmenter_is_known_by_its_fingerprint_or_its_name():
@@ -118,6 +129,18 @@ def test_a_blurred_volume_is_an_outlier_by_its_sharpness():
     assert not judge(image_of(new), None).rejected
     verdict = judge(image_of(gaussian_filter(new, 0.7)), None)
     assert verdict.rejected and verdict.details["statistic"] == "sharpness"
+
+
+def test_what_an_autoencoder_smooths_is_no_outlier_beside_reconstructions():
+    def smooth(volume):
+        return torch.from_numpy(gaussian_filter(volume.numpy(), (0, 0.7, 0.7, 0)))
+
+    cases = [MaskedCase(f"s{place}", textured(place), None) for place in range(8)]
+    new = np.asarray(textured(50).dataobj)
+    decoded, flat = image_of(gaussian_filter(new, (0.7, 0.7, 0))), image_of(gaussian_filter(new, 2))
+    judge = OutlierFilter(cases, PROCESSOR, reconstruct=smooth)
+    assert OutlierFilter(cases, PROCESSOR)(decoded, None).rejected and not judge(decoded, None).rejected
+    assert judge(flat, None).rejected and judge.settings()["reconstructed"]
 
 
 def test_ct_in_hu_is_read_as_such():

@@ -40,7 +40,7 @@ Informed = Annotated[str, typer.Option(help="Informed slices: cross (other subje
 IncludeSelf = Annotated[bool, typer.Option("--include-self", help="Let cross draw the mask's own subject too.")]
 AugmentMasks = Annotated[bool, typer.Option("--augment-masks", help="Mirror and rotate masks, move and scale tumours.")]
 Anatomy = Annotated[
-    str | None, typer.Option(help="How masks are augmented: brain (default), or organs (rotation only).")
+    str | None, typer.Option(help="How masks are augmented: brain, or organs (rotation only; default of models in HU).")
 ]
 TumourLabels = Annotated[str | None, typer.Option(help="Labels that --augment-masks moves as one; default: 1,2,3.")]
 BrainLabel = Annotated[int | None, typer.Option(help="Label of brain without tumour; default: 4.")]
@@ -111,11 +111,10 @@ def enhance(
         chosen = make_filters(
             filters or [],
             cases,
-            pipe.volume_processor,
+            pipe,
             segmenter=segmenter,
             segmenter_steps=segmenter_steps,
             agreement_labels=agreement_labels,
-            device=str(pipe.device),
         )
         with progress_bar(console) as progress:
             task = progress.add_task("Re-sampling", total=len(cases) * variants)

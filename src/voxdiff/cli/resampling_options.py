@@ -1,6 +1,7 @@
 """What the data set tools of the command line have in common: options, filters, the nnU-Net export, the end of a run."""
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -65,14 +66,14 @@ def load_informed_slice_pipeline(model: str, scheduler: str | None, device: str 
 def make_filters(
     texts: Sequence[str],
     cases: "Sequence[MaskedCase]",
-    processor: "VolumeProcessor",
+    pipe: Any,
     *,
     segmenter: Path | None,
     segmenter_steps: int | None,
     agreement_labels: str | None,
-    device: str,
 ) -> "list[VolumeFilter]":
     """``["outlier=6", "memorisation"]`` to filters; a segmenter is trained if its folder does not exist."""
+    from voxdiff.pipelines.informed_slice_latents import reconstruct
     from voxdiff.workflows.enhancement_filter import MaskAgreementFilter, MemorisationFilter, OutlierFilter
 
     wanted = dict(map(_parse_filter, texts))
@@ -81,19 +82,26 @@ def make_filters(
             "--segmenter, --segmenter-steps and --agreement-labels belong to --filter mask-agreement; add it or drop them."
         )
     filters: list[Any] = []
+    processor = pipe.volume_processor
     for name, threshold in wanted.items():
         given = {} if threshold is None else {"threshold": threshold}
         if name == "memorisation":
             filters.append(MemorisationFilter(cases, processor, **given))
         elif name == "outlier":
-            filters.append(OutlierFilter(cases, processor, **given))
+            filters.append(OutlierFilter(cases, processor, reconstruct=partial(reconstruct, pipe), **given))
         else:
             if segmenter is None:
                 raise ValueError(
                     "--filter mask-agreement needs --segmenter, the folder of the segmenter or of a new one."
                 )
             labels = parse_labels(agreement_labels) if agreement_labels else None
-            network = _segmenter(segmenter, cases, processor, segmenter_steps, device)
+            unknown = sorted(set(labels or ()) - set(pipe.mask_encoder.values))
+            if unknown:
+                raise ValueError(
+                    f"--agreement-labels has {unknown[0]}; this model's masks have the labels "
+                    f"{', '.join(map(str, pipe.mask_encoder.values))}."
+                )
+            network = _segmenter(segmenter, cases, processor, segmenter_steps, str(pipe.device))
             filters.append(MaskAgreementFilter(network, labels=labels, **given))
     return filters
 
@@ -156,7 +164,8 @@ def print_result(result: "ResamplingResult", nnunet: "NnUNetDataset | None") -> 
         soft_wrap=True,
     )
     if nnunet is not None:
-        console.print(f"[bold green]nnU-Net:[/] {escape(str(nnunet.folder))}", soft_wrap=True)
+        where = escape(str(nnunet.folder)) if result.images else "nothing to export, every volume was rejected"
+        console.print(f"[bold green]nnU-Net:[/] {where}", soft_wrap=True)
     if result.rejected:
         console.print(f"[bold yellow]Rejected:[/] {len(result.rejected)} volume(s)")
         for name, reasons in list(result.rejected.items())[:_SHOWN]:

@@ -5,10 +5,14 @@ from collections.abc import Sequence
 from numbers import Real
 from typing import Any
 
+import numpy as np
 import torch
 
 from voxdiff.models.slice_positions import POSITION_RULES
 from voxdiff.pipelines.known_slices import check_known_slice_noise
+from voxdiff.volumes import VolumeGeometry
+
+_LOST_SHARE = 0.01
 
 NO_SLICE = "No informed slice was given and this pipeline has no slice_unet to generate one; give an informed slice."
 
@@ -101,4 +105,19 @@ def check_sampling(scheduler: Any, num_inference_steps: int, eta: float, known_s
         raise ValueError(
             f"num_inference_steps is {most}, but the scheduler's steps_offset is {offset}, which leads beyond the last "
             f"timestep; take at most {most // 2} steps."
+        )
+
+
+def check_inside(places: np.ndarray, geometry: VolumeGeometry, name: str) -> None:
+    """Raise ValueError if labels lie outside of the model's grid, where a volume is blank."""
+    labelled = np.argwhere(places)
+    to_model = np.linalg.inv(np.array(geometry.model_affine)) @ np.array(geometry.affine)
+    indices = labelled @ to_model[:3, :3].T + to_model[:3, 3]
+    outside = (indices < -0.5) | (indices > np.array(geometry.model_shape) - 0.5)
+    share = float(outside.any(axis=1).mean())
+    if share > _LOST_SHARE:
+        edges = np.linalg.norm(np.array(geometry.model_affine)[:3, :3], axis=0) * geometry.model_shape
+        raise ValueError(
+            f"{100 * share:.0f} % of the labelled voxels of {name[0].lower()}{name[1:]} lie outside of the model's field of "
+            f"view of {' x '.join(f'{edge:.0f}' for edge in edges)} mm about its centre; crop the mask."
         )

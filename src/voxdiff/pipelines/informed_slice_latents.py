@@ -8,7 +8,7 @@ import torch
 from voxdiff.models.slice_positions import slice_position
 from voxdiff.pipelines.base import VolumePipeline
 from voxdiff.pipelines.informed_slice_checks import check_latents
-from voxdiff.pipelines.informed_slice_requests import InformedSlice, MaskRequest, pad_in_plane
+from voxdiff.pipelines.informed_slice_requests import InformedSlice, MaskRequest, crop_in_plane, pad_in_plane
 from voxdiff.pipelines.slice_codec import slice_compression
 
 
@@ -18,6 +18,15 @@ def encode_masks(pipe: VolumePipeline, requests: Sequence[MaskRequest]) -> torch
     volumes = torch.stack([encoder.encode_index(request.places)[None] for request in requests])
     sides = requests[0].padded_sides(pipe.size_divisor)
     return pipe.encode(pad_in_plane(volumes, sides, encoder.values[encoder.background]))
+
+
+@torch.no_grad()
+def reconstruct(pipe: VolumePipeline, volume: torch.Tensor) -> torch.Tensor:
+    """A volume ``(1, x, y, z)`` in the value range through the autoencoder, which bounds what the model can make."""
+    low, high = pipe.volume_processor.value_range
+    own, divisor = volume.shape[1:3], pipe.size_divisor
+    padded = pad_in_plane(volume[None], [-(-side // divisor) * divisor for side in own], low)
+    return crop_in_plane(pipe.decode(pipe.encode(padded)), own)[0].clamp(low, high).cpu()
 
 
 def prepare_mask_latents(

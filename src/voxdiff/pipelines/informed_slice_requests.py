@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 
 from voxdiff.models.slice_positions import slice_position
+from voxdiff.pipelines.informed_slice_checks import check_inside
 from voxdiff.pipelines.mask_values import MaskEncoder
 from voxdiff.volume_files import check_values
 from voxdiff.volumes import VolumeGeometry, VolumeInput, VolumeProcessor, intensity_unit, load_volume
@@ -211,6 +212,7 @@ def _read_mask(mask: VolumeInput, processor: VolumeProcessor, encoder: MaskEncod
         places = _places(np.asarray(image.dataobj), encoder, name)
         own = nib.Nifti1Image(places, image.affine, image.header, dtype=np.uint8)
     tensor, geometry = on_grid.preprocess(own)
+    check_inside(np.asarray(own.dataobj if isinstance(own, nib.Nifti1Image) else own), geometry, name)
     geometry = replace(geometry, background=_output_background(processor))
     return MaskRequest(places=tensor[0, 0].round().long(), geometry=geometry, source=_source(mask))
 

@@ -66,14 +66,14 @@ def enhance(
             ``metadata.csv`` and ``manifest.json``.
         variants: Volumes a mask.
         augment_masks: Change each mask at random first, see :func:`voxdiff.data.mask_augmentation.augment_mask`.
-        augmentation: Its options, such as ``{"kind": "organs"}``.
+        augmentation: Its options, such as ``{"kind": "organs"}``, which is the default of models in HU.
         informed: ``"cross"``: the slice of another subject, at the start position. ``"generated"``: the pipeline's own
             slice model makes it. ``"own"``: the mask's own image. ``"none"``: for models without informed slice.
         include_self: Let ``"cross"`` draw the mask's own subject too.
         seed: Of everything.
         start_position: Where the informed slice lies, from 0 to 1 or a slice index; None is the pipeline's default.
         filters: A volume that one of them rejects is listed with the reason, and not written.
-        nnunet: Also export the accepted volumes in nnU-Net v2's raw format.
+        nnunet: Also export the accepted volumes, if there are any, in nnU-Net v2's raw format.
         num_inference_steps: Of every window.
         batch_size: Volumes a call. It changes results by rounding, so it is one of the settings of the folder.
         on_volume: Called after each volume.
@@ -90,6 +90,8 @@ def enhance(
     planned = plan_enhancement(
         cases, variants=variants, informed=informed, include_self=include_self, augment_masks=augment_masks, seed=seed
     )
+    if augment_masks:
+        augmentation = {"kind": "organs" if pipe.volume_processor.unit == "HU" else "brain", **(augmentation or {})}
     call_arguments |= {"num_inference_steps": num_inference_steps, "start_position": start_position}
     settings = {
         "command": "enhance",
@@ -132,6 +134,9 @@ def run_resampling(
     on_volume: Callable[[], None] | None,
 ) -> ResamplingResult:
     """Make planned volumes in a folder that knows its settings; what :func:`enhance` and `harmonize` share."""
+    start = call_arguments["start_position"]
+    if isinstance(start, float) and not 0 <= start <= 1:
+        raise ValueError(f"start_position is {start}; give a number from 0.0 to 1.0, or the index of a slice.")
     if batch_size < 1:
         raise ValueError(f"batch_size is {batch_size}; give a whole number of at least 1.")
     require_call_arguments(call_arguments)
@@ -159,7 +164,7 @@ def run_resampling(
     )
     records = folder.finish()
     accepted = [item for item, record in zip(planned, records, strict=True) if not record["rejected"]]
-    if nnunet is not None:
+    if nnunet is not None and accepted:
         export_resampled({item.name: folder.volume_paths(item) for item in accepted}, nnunet)
     return ResamplingResult(
         folder=folder.folder,
