@@ -12,14 +12,15 @@ sampler.
 
 "to own": MS-SSIM (in 3D; the paper's is of axial slices) and the perceptual distance to the real volume of the same
 mask, without MA. MS-SSIM within the set: random pairs, to be held against that of the real volumes. FID-A/C/S: of 16
-axial, coronal and sagittal slices a volume under the extractor cohort-2d, to other test subjects, whose masks and slices
-are in no set. Jump: the mean step between axial slices over that of the real volumes at the same places, at the seams of
+axial, coronal and sagittal slices a volume under the extractor cohort-2d, to --references training subjects, as in the
+paper. Jump: the mean step between axial slices over that of the real volumes at the same places, at the seams of
 windows and elsewhere. Intervals are 95 %: over volumes (bootstrap, paired for differences), over pairs, or for FID by a
 jackknife over volumes of both sets.
 The anchors: the real volumes themselves, and the autoencoder's reconstructions, which no set can be expected to beat.
 
-Sets and measurements are kept in --runs and never repeated: a killed benchmark goes on where it was. Writes NAME.json
-and NAME.md below --out, after the grid and after the sweeps.
+A model with a known-slice indicator was trained on clean known slices alone: "matched" and "official" then show it what
+it never saw. Sets and measurements are kept in --runs and never repeated: a killed benchmark goes on where it was.
+Writes NAME.json and NAME.md below --out, after the grid and after the sweeps.
 """
 
 import argparse
@@ -53,7 +54,7 @@ from voxdiff.metrics.perceptual import load_perceptual
 from voxdiff.pipelines.known_slices import KNOWN_SLICE_NOISES
 from voxdiff.workflows.enhancement_manifest import model_hash
 
-REAL, RECONSTRUCTED = "real", "autoencoder"
+REAL, RECONSTRUCTED, TRAINING = "real", "autoencoder", "training"
 
 
 def main() -> None:
@@ -62,13 +63,20 @@ def main() -> None:
     described = environment()
     models = load_models(args.gem, args.baseline, args.dtype)
     count = max(args.volumes, args.sweep_volumes)
-    all_cases = cohort_cases(args.cohort, "test", count + args.volumes, args.cache)
-    cases, processor = all_cases[:count], models[GEM].volume_processor
-    others = [unit_volume(case.image, processor) for case in all_cases[count:]]
+    cases, processor = cohort_cases(args.cohort, "test", count, args.cache), models[GEM].volume_processor
+    known = cohort_cases(args.cohort, "train", args.references, args.cache)
     real = {case.name: unit_volume(case.image, processor) for case in cases}
     reference = make_reference(real, load_perceptual())
-    names = [case.name for case in all_cases[count:]]
-    found = {"others": measured_set(args.runs, "others", lambda: others, names, reference, describe=False)}
+    found = {
+        TRAINING: measured_set(
+            args.runs,
+            "training-subjects",
+            lambda: [unit_volume(case.image, processor) for case in known],
+            [case.name for case in known],
+            reference,
+            describe=False,
+        )
+    }
     for name, volumes in anchors(models[GEM], list(real.values())[: args.volumes]).items():
         key = {"model": model_hash(models[GEM]) if name == RECONSTRUCTED else None}
         cells = list(real)[: args.volumes]
@@ -87,6 +95,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--cohort", default="flair", choices=("flair", "ct"))
     parser.add_argument("--volumes", type=int, default=60, help="a set")
     parser.add_argument("--sweep-volumes", type=int, default=20, help="a set of the sweeps")
+    parser.add_argument("--references", type=int, default=300, help="training subjects that FID is measured to")
     parser.add_argument("--steps", type=int, nargs="*", default=[10, 20, 50, 200])
     parser.add_argument("--ancestral-steps", type=int, nargs="*", default=[50], help="of DDIM with eta 1, as published")
     parser.add_argument("--known-slice-noise", nargs="*", default=list(KNOWN_SLICE_NOISES), choices=KNOWN_SLICE_NOISES)
@@ -170,14 +179,14 @@ def write_findings(
     args: argparse.Namespace, found: Mapping[str, Any], described: dict[str, Any], reference: Reference
 ) -> None:
     """Summarise all sets that are there by now."""
-    sets = {name: record for name, record in found.items() if name != "others"}
+    sets = {name: record for name, record in found.items() if name != TRAINING}
     features = {name: record["features"] for name, record in sets.items()}
-    others = found["others"]["features"]
-    values = {name: set_values(record, features[name], others) for name, record in sets.items()}
+    training = found[TRAINING]["features"]
+    values = {name: set_values(record, features[name], training) for name, record in sets.items()}
     compared = [
         entry
         for pair in comparisons(list(sets), args)
-        for entry in compare_sets(args.cohort, pair, sets, features, others)
+        for entry in compare_sets(args.cohort, pair, sets, features, training)
     ]
     protocol = {key: str(value) if isinstance(value, Path) else value for key, value in vars(args).items()}
     result = {"what": (__doc__ or "").splitlines()[0], "protocol": protocol, "values": values, "comparisons": compared}
@@ -185,8 +194,9 @@ def write_findings(
     path = write_result(args.name, result | {"load_average_at_end": environment()["load_average"]}, args.out)
     settings = (
         f"Cohort {args.cohort}, {args.volumes} volumes a set of the grid at {args.default_steps} steps, "
-        f"{args.sweep_volumes} a set of the sweeps; the perceptual distance is {reference.backbone.name}. What is measured "
-        "and how: the docstring of `benchmarks/bench_informed_slices.py`."
+        f"{args.sweep_volumes} a set of the sweeps, FID to {args.references} training subjects; the perceptual distance is "
+        f'{reference.backbone.name}. A changed mask (MA) has no real volume of its own: its columns "to own" are empty. '
+        "What is measured and how: the docstring of `benchmarks/bench_informed_slices.py`."
     )
     blocks = ["# Informed slices on the simulated cohort", settings, values_table(values), comparison_table(compared)]
     path.with_suffix(".md").write_text("\n\n".join(blocks) + "\n", encoding="utf-8")

@@ -7,8 +7,10 @@ Training (the paper's Table 3): a set is made of the masks of the first training
 ("baseline"), with slices of other training subjects (IC), with generated slices (IG), or with changed masks ("+ MA").
 Networks trained on the real subjects, on each set, and on both together are tested on real test subjects.
 Adherence: networks trained on the real training subjects look for the masks in volumes that were made of the masks of
-test subjects. "real" is what they find in the real volumes, the most that can be expected; "another's mask" holds the real
-volumes against the masks of other subjects, which is Dice without any adherence.
+test subjects. The generators were trained on more real subjects than the segmentation networks see (300 beside
+--subjects), so that a gain of "both together" may be theirs; in the paper all have the same ones. "real" is what they
+find in the real volumes, the most that can be expected; "another's mask" holds the real volumes against the masks of
+other subjects, which is Dice without any adherence.
 
 Regions are whole tumour (WT), tumour core (TC) and enhancing tumour (ET), on CT the organs. Dice with 95 % intervals:
 over runs (training), or over volumes after the mean of the networks (adherence). Sets, networks and runs are kept in
