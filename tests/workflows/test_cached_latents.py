@@ -23,7 +23,8 @@ def vae():
 
 
 def files_of(folder):
-    return {path.name: path.stat().st_mtime_ns for path in folder.glob("*.safetensors")}
+    """Finished files; those being written have names that begin with a dot."""
+    return {path.name: path.stat().st_mtime_ns for path in folder.glob("[!.]*.safetensors")}
 
 
 @pytest.mark.parametrize("make_vae", [make_autoencoder, make_kl_autoencoder])
