@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# A recipe for a model informed-slice-brain-64: simulated FLAIR brains with tumours at 64³, in stages. COHORT=ct is
+# The recipe of model_cards/informed-slice-brain-64: simulated FLAIR brains with tumours at 64³, in stages. COHORT=ct is
 # the second configuration: abdominal CT with the organs as mask.
 #
 #   bash benchmarks/train_informed_slice.sh [autoencoder] [slice] [generator] [volume] [baseline]

@@ -1,5 +1,6 @@
 """The models in model_cards/ load strictly and generate what their cards say."""
 
+import nibabel as nib
 import numpy as np
 import pytest
 import torch
@@ -13,6 +14,13 @@ SCALAR = "ventricle_volume_ml"
 @pytest.fixture(scope="module")
 def pvldm():
     pipe = voxdiff.Pipeline.from_pretrained(resolve_model("pvldm-cohort-64"))
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+@pytest.fixture(scope="module")
+def informed():
+    pipe = voxdiff.Pipeline.from_pretrained(resolve_model("informed-slice-brain-64"))
     pipe.set_progress_bar_config(disable=True)
     return pipe
 
@@ -43,3 +51,23 @@ def test_class_and_scalar_move_the_output(pvldm):
     assert not torch.equal(brain, generate(pvldm, "ct", output_type="latent"))
     small, large = (generate(pvldm, "mr", scalars={SCALAR: value}, output_type="latent") for value in (10.0, 34.0))
     assert not torch.equal(small, large)
+
+
+def test_mask_and_slice_move_the_volume(informed):
+    axes = np.meshgrid(*(np.linspace(-1, 1, 32),) * 3, indexing="ij")
+    brain = np.where(sum((2 * axis) ** 2 for axis in axes) < 2, 4, 0).astype(np.uint8)
+    tumour = brain.copy()
+    tumour[14:20, 14:20, 14:20] = 2
+    affine = np.diag([6.5, -6.5, 6.5, 1.0])
+    slices = [value * (brain[:, :, 16] > 0).astype(np.float32) for value in (0.4, 0.8)]
+
+    def generate(labels, informed_slice):
+        mask, generator = nib.Nifti1Image(labels, affine), torch.Generator().manual_seed(0)
+        [volume] = informed(mask, informed_slice=informed_slice, num_inference_steps=4, generator=generator).volumes
+        assert volume.shape == (32, 32, 32) and np.allclose(volume.affine, affine)
+        return volume.get_fdata()
+
+    dark, bright, ill = generate(brain, slices[0]), generate(brain, slices[1]), generate(tumour, slices[0])
+    assert bright[brain > 0].mean() > dark[brain > 0].mean() + 0.1
+    assert ill[tumour == 2].mean() > dark[tumour == 2].mean() + 0.1
+    assert abs(dark[brain == 0].mean()) < 0.05
