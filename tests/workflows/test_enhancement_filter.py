@@ -7,7 +7,7 @@ from scipy.ndimage import gaussian_filter
 
 from voxdiff import VolumeProcessor
 from voxdiff.volume_files import make_image
-from voxdiff.workflows.enhancement_filter import MaskAgreementFilter, MemorisationFilter, OutlierFilter
+from voxdiff.workflows.enhancement_filter import MaskAgreementFilter, MemorisationFilter, OutlierFilter, require_able
 from voxdiff.workflows.masked_cases import MaskedCase
 
 PROCESSOR = VolumeProcessor(intensity="window", low=0.0, high=1.0, unit="a.u.")
@@ -36,6 +36,14 @@ def test_a_missing_tumour_is_not_hidden_by_the_brain_around_it():
     case = make_case("a")
     brain_alone = MaskAgreementFilter(lambda image: np.where(np.asarray(case.mask.dataobj) > 0, 4, 0))
     assert brain_alone(case.image, case.mask).value < 0.5
+
+
+def test_a_segmenter_that_fails_on_real_images_judges_no_others():
+    cases = make_cases(3)
+    require_able(MaskAgreementFilter(bright_voxels, labels=[1], threshold=0.9), cases)
+    blind = MaskAgreementFilter(lambda image: np.zeros(image.shape), threshold=0.1)
+    with pytest.raises(ValueError, match=r"masks of 3 real images is 0\.000, below the 0\.1 .*; train it longer"):
+        require_able(blind, cases)
 
 
 def test_what_was_not_asked_for_counts_against_the_agreement():

@@ -74,7 +74,12 @@ def make_filters(
 ) -> "list[VolumeFilter]":
     """``["outlier=6", "memorisation"]`` to filters; a segmenter is trained if its folder does not exist."""
     from voxdiff.pipelines.informed_slice_latents import reconstruct
-    from voxdiff.workflows.enhancement_filter import MaskAgreementFilter, MemorisationFilter, OutlierFilter
+    from voxdiff.workflows.enhancement_filter import (
+        MaskAgreementFilter,
+        MemorisationFilter,
+        OutlierFilter,
+        require_able,
+    )
 
     wanted = dict(map(_parse_filter, texts))
     if "mask-agreement" not in wanted and (segmenter or segmenter_steps is not None or agreement_labels):
@@ -103,6 +108,7 @@ def make_filters(
                 )
             network = _segmenter(segmenter, cases, processor, segmenter_steps, str(pipe.device))
             filters.append(MaskAgreementFilter(network, labels=labels, **given))
+            require_able(filters[-1], cases)
     return filters
 
 

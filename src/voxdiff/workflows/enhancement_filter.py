@@ -4,6 +4,7 @@ A filter judges one volume at a time and on its own, so that its verdict does no
 before it.
 """
 
+import itertools
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
@@ -16,7 +17,7 @@ import torch
 from voxdiff.metrics.copies import CopyMatches, CopyReferences, copy_distances
 from voxdiff.metrics.privacy import copy_threshold
 from voxdiff.metrics.segmentation import dice
-from voxdiff.volumes import VolumeProcessor
+from voxdiff.volumes import VolumeProcessor, load_volume
 from voxdiff.workflows.masked_cases import MaskedCase, cases_hash
 
 Segmenter = Callable[[nib.Nifti1Image], np.ndarray]
@@ -111,6 +112,18 @@ class MaskAgreementFilter:
         rejected = value < self.threshold
         reason = f"the segmenter's Dice with the mask is {value:.3f}, below {self.threshold:g}" if rejected else None
         return Verdict("mask agreement", value, self.threshold, rejected, reason)
+
+
+def require_able(judge: MaskAgreementFilter, cases: Sequence[MaskedCase], *, number: int = 8) -> None:
+    """Raise ValueError if the segmenter does not find the masks of the first real images either."""
+    pairs = ((load_volume(case.image), case.load_mask()) for case in cases if case.image is not None)
+    alike = ((image, mask) for image, mask in pairs if image.shape == mask.shape)
+    values = [judge(image, mask).value for image, mask in itertools.islice(alike, number)]
+    if values and np.mean(values) < judge.threshold:
+        raise ValueError(
+            f"The segmenter's Dice with the masks of {len(values)} real images is {np.mean(values):.3f}, below the "
+            f"{judge.threshold:g} that generated ones must reach; train it longer, or lower the threshold."
+        )
 
 
 def _agreement(found: np.ndarray, wanted: np.ndarray, region: Any) -> float:
