@@ -1,6 +1,7 @@
 """What the informed-slice pipeline refuses: parts that do not belong together and arguments that do not fit them."""
 
 import inspect
+import itertools
 from collections.abc import Sequence
 from numbers import Real
 from typing import Any
@@ -110,11 +111,21 @@ def check_sampling(scheduler: Any, num_inference_steps: int, eta: float, known_s
 
 def check_inside(places: np.ndarray, geometry: VolumeGeometry, name: str) -> None:
     """Raise ValueError if labels lie outside of the model's grid, where a volume is blank."""
-    labelled = np.argwhere(places)
     to_model = np.linalg.inv(np.array(geometry.model_affine)) @ np.array(geometry.affine)
-    indices = labelled @ to_model[:3, :3].T + to_model[:3, 3]
-    outside = (indices < -0.5) | (indices > np.array(geometry.model_shape) - 0.5)
-    share = float(outside.any(axis=1).mean())
+
+    def count_outside(indices: np.ndarray) -> int:
+        in_model = indices @ to_model[:3, :3].T + to_model[:3, 3]
+        return np.count_nonzero(((in_model < -0.5) | (in_model > np.array(geometry.model_shape) - 0.5)).any(axis=1))
+
+    box = [np.flatnonzero(places.any(axis=tuple({0, 1, 2} - {axis}))) for axis in range(3)]
+    corners = np.array(list(itertools.product(*((along[0], along[-1]) for along in box))))
+    if not count_outside(corners):  # the model's grid is convex, so that all between them lies in it too
+        return
+    lost = 0
+    for x in box[0]:  # slab by slab: the indices of a whole volume take many times its memory
+        labelled = np.argwhere(places[x])
+        lost += count_outside(np.insert(labelled, 0, x, axis=1))
+    share = lost / np.count_nonzero(places)
     if share > _LOST_SHARE:
         edges = np.linalg.norm(np.array(geometry.model_affine)[:3, :3], axis=0) * geometry.model_shape
         raise ValueError(
