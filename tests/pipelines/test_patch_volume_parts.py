@@ -22,3 +22,10 @@ def test_another_autoencoder_is_not_taken_for_its_own(tmp_path):
     other.update_latent_range()
     with pytest.raises(ValueError, match=r"trained on latents scaled from .*; use the autoencoder that it was trained"):
         PatchVolumeLDMPipeline.from_pretrained(tmp_path, vae=other)
+
+
+@pytest.mark.parametrize("latent_range", [{"low": 0.0}, {"low": 0.0, "high": 1.0, "mean": 0.5}, (0.0, 1.0)])
+def test_a_range_without_its_ends_is_refused(latent_range):
+    parts = make_patch_volume_pipeline()
+    with pytest.raises(ValueError, match=r'latent_range is .*; give \{"low": ..., "high": ...\}, or leave it out'):
+        PatchVolumeLDMPipeline(parts.vae, parts.unet, parts.scheduler, latent_range=latent_range)

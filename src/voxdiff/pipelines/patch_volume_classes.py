@@ -80,6 +80,8 @@ def read_classes(
                 f"The class {name!r} is {dict(entry)}; give an 'id' from 0 to {known - 1} and, where they differ from the "
                 "processor's, keys of the processor other than value_range."
             )
+        if scalars is not None and not isinstance(scalars, Mapping):
+            raise ValueError(f"The scalars of class {name!r} are {scalars!r}; give name -> [lowest, highest].")
         own_rule = _INTENSITY_KEYS if "intensity" in settings else set()
         inherited = {key: value for key, value in processor.to_dict().items() if key not in own_rule}
         try:

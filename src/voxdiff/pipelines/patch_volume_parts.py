@@ -27,7 +27,8 @@ def check_parts(
         latent_range: The result for the autoencoder that the network was trained with; None: this one.
 
     Raises:
-        ValueError: If the channels or the latent ranges differ, or latents without bounds would be clipped.
+        ValueError: If the channels or the latent ranges differ, a range has no ends, or latents without bounds would be
+            clipped.
     """
     channels = vae.config["latent_channels"]
     received = unet.config["in_channels"], unet.config["out_channels"]
@@ -43,6 +44,8 @@ def check_parts(
             "clip_latents=False."
         )
     known = latent_range or {"low": low, "high": high}
+    if not isinstance(known, Mapping) or set(known) != {"low", "high"}:
+        raise ValueError(f'latent_range is {known!r}; give {{"low": ..., "high": ...}}, or leave it out.')
     if not all(math.isclose(known[end], found, rel_tol=1e-5) for end, found in (("low", low), ("high", high))):
         raise ValueError(
             f"The network was trained on latents scaled from {known['low']:g} to {known['high']:g}, but this autoencoder "
