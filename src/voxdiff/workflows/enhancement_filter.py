@@ -122,7 +122,8 @@ def require_able(judge: MaskAgreementFilter, cases: Sequence[MaskedCase], *, num
     if values and np.mean(values) < judge.threshold:
         raise ValueError(
             f"The segmenter's Dice with the masks of {len(values)} real images is {np.mean(values):.3f}, below the "
-            f"{judge.threshold:g} that generated ones must reach; train it longer, or lower the threshold."
+            f"{judge.threshold:g} that generated ones must reach; train one longer, into another "
+            "folder, or lower the threshold."
         )
 
 
