@@ -73,7 +73,11 @@ def test_plain_classes_are_what_json_gives_back():
         ({"a": {"id": 0, "value_range": [0, 1]}}, 2, "other than value_range"),
         ({"a": {"id": 0, "sise": [8, 8, 8]}}, 2, "The class 'a' cannot be used: .* has 'sise'; it may have"),
         ({"a": {"id": 0, "intensity": "window"}}, 2, "The class 'a' cannot be used: The window is None to None"),
-        ({"a": {"id": 0, "scalars": ["age"]}}, 2, r"scalars of class 'a' are \['age'\]; give name -> \[lowest, highest\]"),
+        (
+            {"a": {"id": 0, "scalars": ["age"]}},
+            2,
+            r"scalars of class 'a' are \['age'\]; give name -> \[lowest, highest\]",
+        ),
         ({"a": {"id": 0}}, None, "the network has no class table; leave them out"),
     ],
 )

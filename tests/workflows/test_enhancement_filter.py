@@ -42,7 +42,9 @@ def test_a_segmenter_that_fails_on_real_images_judges_no_others():
     cases = make_cases(3)
     require_able(MaskAgreementFilter(bright_voxels, labels=[1], threshold=0.9), cases)
     blind = MaskAgreementFilter(lambda image: np.zeros(image.shape), threshold=0.1)
-    with pytest.raises(ValueError, match=r"masks of 3 real images is 0\.000, below the 0\.1 .*; train one longer, into"):
+    with pytest.raises(
+        ValueError, match=r"masks of 3 real images is 0\.000, below the 0\.1 .*; train one longer, into"
+    ):
         require_able(blind, cases)
 
 
