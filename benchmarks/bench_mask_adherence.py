@@ -45,6 +45,7 @@ from voxdiff.metrics.downstream import TrainingSettings
 from voxdiff.metrics.intervals import mean_interval
 from voxdiff.metrics.segmentation import BRATS_REGIONS, dice
 from voxdiff.metrics.utility import segmentation_utility
+from voxdiff.metrics.utility_result import UtilityResult, mean_with_interval
 from voxdiff.volume_files import load_volume
 from voxdiff.workflows.case_segmenter import CaseSegmenter, train_case_segmenter
 from voxdiff.workflows.masked_cases import MaskedCase
@@ -219,6 +220,11 @@ def document(result: Mapping[str, Any], regions: Regions) -> str:
     for setting in ("synthetic", "real+synthetic"):
         for name, found in result["training"].items():
             rows.append([setting.replace("synthetic", name), *_training_cells(found["summary"][setting], metrics)])
+    others = [name for name in result["training"] if name != "baseline"] if "baseline" in result["training"] else []
+    rows += [
+        [f"{name} - baseline", *_difference_cells(result["training"], name, "baseline", metrics), "-"]
+        for name in others
+    ]
     paper = ", ".join(f"{name} {value:g}" for name, value in PAPER.items())
     return (
         "\n\n".join(
@@ -241,6 +247,15 @@ def document(result: Mapping[str, Any], regions: Regions) -> str:
 def _training_cells(summary: Mapping[str, Any], metrics: Sequence[str]) -> list[str]:
     difference = summary["Dice mean"].get("difference")
     return [*(_cell(summary[name]) for name in metrics), _cell(difference, sign="+")]
+
+
+def _difference_cells(
+    training: Mapping[str, Any], first: str, second: str, metrics: Sequence[str], setting: str = "synthetic"
+) -> list[str]:
+    """Between what was trained on two generated sets alone, paired by fold and seed."""
+    values = [UtilityResult(training[name]["protocol"], training[name]["runs"]) for name in (first, second)]
+    differences = (np.subtract(*(each.values(setting, metric) for each in values)).tolist() for metric in metrics)
+    return [_cell(mean_with_interval(each), sign="+") for each in differences]
 
 
 def _cell(found: Mapping[str, Any] | None, sign: str = "") -> str:

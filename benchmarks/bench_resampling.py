@@ -7,8 +7,8 @@ harmonise       test subjects' masks with one informed slice. Spread: the standa
                 intensity in a region of the mask, in the real volumes, the same through the autoencoder, with slices of
                 other subjects (IC) and with the one slice; the ratio to the real one has a jackknife interval
 counterfactual  the subject with its own and with an edited mask (tumour removed, or moved by --shift mm towards the
-                centre), same noise, same slice: mean absolute change inside and outside the edit; "noise" is the change
-                outside where only the noise is another one. A picture of the first subject; brains only
+                centre), same noise, same slice: mean absolute change inside the edit and in the rest of the brain; "noise" is
+                the change there where only the noise is another one. A picture of the first subject; brains only
 privacy         the training set enhanced (IC, with and without mask augmentation): copy distances of each volume to its
                 mask's owner, to its slice's donor and to all references, and the test for copies with a threshold from
                 test subjects. Positive control: the owners' volumes through the autoencoder

@@ -142,7 +142,7 @@ def edit_tumours(bench: Bench) -> dict[str, Any]:
 
 
 def change_by_noise(bench: Bench, case: MaskedCase, made: Counterfactual, edited: np.ndarray) -> float:
-    """Mean absolute difference outside the edit of the subject's volume to one with other noise and the same mask."""
+    """Mean absolute difference, in the brain outside the edit, to a volume with other noise and the same mask."""
     other = bench.pipe(
         case.load_mask(),
         informed_slice=case.image,
@@ -151,7 +151,7 @@ def change_by_noise(bench: Bench, case: MaskedCase, made: Counterfactual, edited
         generator=torch.Generator().manual_seed(1),
     ).volumes[0]
     difference = np.asarray(other.dataobj) - np.asarray(made.original.dataobj)
-    return float(np.abs(difference[~edited]).mean())
+    return float(np.abs(difference[(mask_labels(case.mask) > 0) & ~edited]).mean())
 
 
 def privacy(bench: Bench) -> dict[str, Any]:

@@ -50,7 +50,7 @@ def _counterfactual(found: Found) -> list[str]:
     rows.append(["noise", str(found["protocol"]["edits"]), "-", f"{found['noise']['mean']:.4f}", "-"])
     return [
         "## Counterfactuals: mean absolute change",
-        markdown_table(["tumour", "subjects", "inside the edit", "outside", "mean ratio"], rows),
+        markdown_table(["tumour", "subjects", "inside the edit", "rest of the brain", "mean ratio"], rows),
     ]
 
 

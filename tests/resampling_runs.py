@@ -8,6 +8,7 @@ import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
 
 from voxdiff import InformedSlicePipeline, InformedSliceUNetModel, VolumeProcessor
+from voxdiff.pipelines.mask_values import MaskEncoder
 from voxdiff.schedulers import make_scheduler
 from voxdiff.volume_files import load_volume, make_image
 from voxdiff.workflows.masked_cases import MaskedCase
@@ -55,7 +56,8 @@ class ShownPipeline:
 
     def __init__(self, fail_at=None):
         self.volume_processor = VolumeProcessor(intensity="window", low=0.0, high=1.0, unit="a.u.")
-        self.config = {"overlap": 1}
+        self.mask_encoder = MaskEncoder({"0": -1.0, "4": -0.5, "1": 1.0})
+        self.config = {"overlap": 1, "position_rule": "inclusive"}
         self.takes_informed_slice = True
         self.components = {"unet": torch.nn.Linear(2, 2)}
         with torch.no_grad():
@@ -63,6 +65,10 @@ class ShownPipeline:
             self.components["unet"].bias.zero_()
         self.device = torch.device("cpu")
         self.calls, self.encoded, self.fail_at = [], 0, fail_at
+
+    def check_common_inputs(self, *, num_inference_steps, **arguments):
+        if num_inference_steps < 1:
+            raise ValueError(f"num_inference_steps is {num_inference_steps}")
 
     def encode_masks(self, mask):
         self.encoded += 1

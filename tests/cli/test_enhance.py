@@ -72,6 +72,14 @@ def test_the_segmenter_is_trained_once_and_named(model, data, tmp_path):
     assert result.exit_code == 1 and "was trained for 1 steps and --segmenter-steps is 2" in result.output
 
 
+def test_no_segmenter_is_trained_for_filters_that_cannot_be_used(model, data, tmp_path):
+    options = ("--segmenter", tmp_path / "net", "--segmenter-steps", 1, "--filter")
+    for texts in (("mask-agreement=2",), ("mask-agreement", "--filter", "memorisation=-1")):
+        result = run(model, data, tmp_path / "out", *options, *texts)
+        assert result.exit_code == 1 and "threshold" in result.output
+    assert not (tmp_path / "net").exists()
+
+
 def test_nnunet(model, data, tmp_path):
     options = ("--nnunet-id", 12, "--nnunet-label", "tumour=1", "--nnunet-background", "4")
     result = run(model, data, tmp_path / "out", "--nnunet", tmp_path / "raw", *options)
@@ -89,6 +97,7 @@ def test_nnunet(model, data, tmp_path):
         (("--filter", "blur"), "with one of mask-agreement, memorisation, outlier"),
         (("--filter", "outlier=high"), "the threshold is a number"),
         (("--filter", "mask-agreement"), "needs --segmenter"),
+        (("--filter", "outlier", "--filter", "outlier=4"), "names one filter twice: outlier, outlier=4"),
         (("--segmenter", "net"), "belong to --filter mask-agreement"),
         (("--segmenter-steps", 5), "belong to --filter mask-agreement"),
         (("--anatomy", "organs"), "belong to --augment-masks"),

@@ -45,3 +45,7 @@ def test_a_slice_that_is_not_there_is_one_sentence(model, tmp_path):
     assert result.exit_code == 1 and "none.nii.gz" in result.output and "Traceback" not in result.output
     result = run(model, tmp_path, case.image, tmp_path / "out", "--slice-index", 40)
     assert result.exit_code == 1 and "is slice 40 of a volume with the slices 0 to 9" in result.output
+    result = run(model, tmp_path, "generated", tmp_path / "out", "--slice-index", 3)
+    assert (
+        result.exit_code == 1 and "--slice-index belongs to a volume, and the slice is to be generated" in result.output
+    )

@@ -31,6 +31,22 @@ def test_volumes_share_noise_and_slice_and_differ_in_the_edit(tmp_path):
     np.testing.assert_allclose(np.asarray(nib.load(tmp_path / "difference.nii.gz").dataobj), difference, atol=1e-6)
 
 
+def test_the_rest_of_the_anatomy_is_measured_without_the_air_around_it(tmp_path):
+    class Brighter(ShownPipeline):
+        """Whose second volume is brighter by 0.1 in all of the brain but the edit."""
+
+        def __call__(self, masks, **arguments):
+            output = super().__call__(masks, **arguments)
+            labels = np.asarray(masks[1].dataobj)
+            values = np.asarray(output.volumes[0].dataobj) + 0.1 * np.isin(labels, (1, 4))
+            output.volumes[1] = make_image(values.astype(np.float32), AFFINE, unit="a.u.")
+            return output
+
+    case = make_case("a")
+    result = counterfactual(Brighter(), case, edited(case), tmp_path)
+    assert (result.inside, result.outside) == pytest.approx((0, 0.1), abs=1e-6)
+
+
 def test_the_slice_lies_away_from_the_edit_where_there_is_most_to_see(tmp_path):
     case = make_case("a")
     area = (np.asarray(case.mask.dataobj) > 0).sum(axis=(0, 1))

@@ -7,6 +7,7 @@ import pytest
 from resampling_runs import ShownPipeline, contents, make_case, make_cases
 
 from voxdiff.data.volume_dataset import find_subjects
+from voxdiff.volume_files import make_image
 from voxdiff.workflows.enhance import enhance
 from voxdiff.workflows.enhancement_filter import MaskAgreementFilter, Verdict
 from voxdiff.workflows.nnunet_dataset import NnUNetDataset
@@ -92,7 +93,9 @@ def test_rejected_volumes_are_listed_and_not_exported(tmp_path):
 
 def test_a_run_that_rejects_everything_ends_well(tmp_path):
     judge = MaskAgreementFilter(lambda image: np.zeros(image.shape, np.uint8))
-    nnunet = NnUNetDataset(folder=tmp_path / "raw", dataset_id=11, name="E", channel="FLAIR", labels={"tumour": 1})
+    nnunet = NnUNetDataset(
+        folder=tmp_path / "raw", dataset_id=11, name="E", channel="FLAIR", labels={"tumour": 1}, to_background=[4]
+    )
     result = enhance(ShownPipeline(), make_cases(2), tmp_path / "out", filters=[judge], nnunet=nnunet)
     assert (result.images, len(result.rejected)) == ((), 2)
     assert not (tmp_path / "raw").exists()
@@ -102,7 +105,10 @@ def test_a_run_that_rejects_everything_ends_well(tmp_path):
 def test_organs_are_augmented_as_organs(unit, kind, tmp_path):
     pipe = ShownPipeline()
     pipe.volume_processor = replace(pipe.volume_processor, unit=unit)
-    enhance(pipe, make_cases(2), tmp_path / "default", augment_masks=True)
+    cases = [
+        replace(case, image=make_image(case.image.dataobj, case.image.affine, unit=unit)) for case in make_cases(2)
+    ]
+    enhance(pipe, cases, tmp_path / "default", augment_masks=True)
     assert json.loads((tmp_path / "default/manifest.json").read_text())["settings"]["augmentation"] == {"kind": kind}
 
 

@@ -59,6 +59,9 @@ def test_a_tissue_map_lies_on_the_mask_s_grid_and_counts_in_the_hash():
         case = MaskedCase("a", None, lesion, tissue=nib.Nifti1Image(np.ones(shape, np.uint8), affine))
         with pytest.raises(ValueError, match=f"the tissue map .*{message}"):
             case.load_mask()
+    image = nib.Nifti1Image(np.full((4, 4, 4), 0.5, np.float32), AFFINE)
+    with pytest.raises(ValueError, match="The tissue map of a holds fractions; give a map of whole numbers"):
+        MaskedCase("a", None, lesion, tissue=image).load_mask()
     wrong = nib.Nifti1Image(np.full((4, 4, 4), 7, np.uint8), AFFINE)
     with pytest.raises(ValueError, match="The mask of a: The lesion holds the label 7"):
         MaskedCase("a", None, wrong, tissue=lesion).load_mask()

@@ -45,6 +45,6 @@ def counterfactual(
             result = run(pipe, case, edited_mask, out, slice_index=slice_index, **options)
     Console().print(
         f"[bold green]Written:[/] {escape(str(out))}\nMean absolute difference: {result.inside:.4g} inside the edit, "
-        f"{result.outside:.4g} outside (informed slice {result.slice_index})",
+        f"{result.outside:.4g} in the rest of the mask (informed slice {result.slice_index})",
         soft_wrap=True,
     )

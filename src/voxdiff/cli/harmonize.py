@@ -67,9 +67,12 @@ def harmonize(
     """Make a volume for every mask, all with one informed slice."""
     console = Console(stderr=True)
     with one_sentence_errors(console):
+        from voxdiff.workflows.harmonize import GENERATED
         from voxdiff.workflows.harmonize import harmonize as run
         from voxdiff.workflows.masked_cases import read_cases
 
+        if informed_slice == GENERATED and slice_index is not None:
+            raise ValueError("--slice-index belongs to a volume, and the slice is to be generated; leave it out.")
         export = parse_nnunet(
             nnunet, nnunet_id, nnunet_name, nnunet_channel, nnunet_label, nnunet_background, default_name="Harmonized"
         )

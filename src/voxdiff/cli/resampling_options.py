@@ -78,17 +78,20 @@ def make_filters(
         MaskAgreementFilter,
         MemorisationFilter,
         OutlierFilter,
+        check_agreement,
         require_able,
     )
 
     wanted = dict(map(_parse_filter, texts))
+    if len(wanted) < len(texts):
+        raise ValueError(f"--filter names one filter twice: {', '.join(texts)}; give each once.")
     if "mask-agreement" not in wanted and (segmenter or segmenter_steps is not None or agreement_labels):
         raise ValueError(
             "--segmenter, --segmenter-steps and --agreement-labels belong to --filter mask-agreement; add it or drop them."
         )
     filters: list[Any] = []
     processor = pipe.volume_processor
-    for name, threshold in wanted.items():
+    for name, threshold in sorted(wanted.items(), reverse=True):  # the segmenter, which takes longest, last
         given = {} if threshold is None else {"threshold": threshold}
         if name == "memorisation":
             filters.append(MemorisationFilter(cases, processor, **given))
@@ -106,6 +109,7 @@ def make_filters(
                     f"--agreement-labels has {unknown[0]}; this model's masks have the labels "
                     f"{', '.join(map(str, pipe.mask_encoder.values))}."
                 )
+            check_agreement(labels=labels, **given)  # before the segmenter is trained
             network = _segmenter(segmenter, cases, processor, segmenter_steps, str(pipe.device))
             filters.append(MaskAgreementFilter(network, labels=labels, **given))
             require_able(filters[-1], cases)

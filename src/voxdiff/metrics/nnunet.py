@@ -7,7 +7,7 @@ passes on an exported cohort.
 import hashlib
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -63,17 +63,11 @@ def export_nnunet(
         ValueError: names, labels or geometry that nnU-Net would refuse or misread, or a folder with other content.
         FileNotFoundError: a volume is missing.
     """
-    if isinstance(dataset_id, bool) or not isinstance(dataset_id, int) or not 1 <= dataset_id <= 999:
-        raise ValueError(f"dataset_id is {dataset_id!r}; give a whole number from 1 to 999.")
-    if not _NAME.fullmatch(dataset_name):
-        raise ValueError(f"dataset_name is {dataset_name!r}; use letters, digits, '-' and '_'.")
-    if file_ending not in FILE_ENDINGS:
-        raise ValueError(f"file_ending is {file_ending!r}; allowed are {', '.join(FILE_ENDINGS)}.")
-    description = _dataset_json(len(subjects), channel_names, labels, file_ending)
+    given: dict[str, Any] = {"channel_names": channel_names, "labels": labels, "file_ending": file_ending}
+    folder = check_export(out_dir, dataset_id=dataset_id, dataset_name=dataset_name, **given)
     keys = list(channel_names)
     _check_subjects(subjects, [*keys, label_key], test_subjects, keys)
-    folder = Path(out_dir) / f"Dataset{dataset_id:03d}_{dataset_name}"
-    text = json.dumps(description, indent=2) + "\n"
+    text = json.dumps(_dataset_json(len(subjects), **given), indent=2) + "\n"
     _refuse_other_content(folder, text)
     folder.parent.mkdir(parents=True, exist_ok=True)
     with atomic_path(folder) as temporary:
@@ -89,6 +83,49 @@ def export_nnunet(
         if folder.is_dir() and any(folder.iterdir()) and _contents(folder) != _contents(temporary):
             raise ValueError(f"{folder} holds another export; remove it, or give another dataset_id or folder.")
     return folder
+
+
+def check_export(
+    out_dir: str | Path,
+    *,
+    dataset_id: int,
+    dataset_name: str,
+    channel_names: Mapping[str, str],
+    labels: Labels,
+    file_ending: str = ".nii.gz",
+    values: Iterable[int] = (),
+) -> Path:
+    """The folder of an export, before there is anything to export.
+
+    Args:
+        values: Of the label maps that are to come.
+
+    The other arguments and the errors are those of :func:`export_nnunet`.
+    """
+    if isinstance(dataset_id, bool) or not isinstance(dataset_id, int) or not 1 <= dataset_id <= 999:
+        raise ValueError(f"dataset_id is {dataset_id!r}; give a whole number from 1 to 999.")
+    if not _NAME.fullmatch(dataset_name):
+        raise ValueError(f"dataset_name is {dataset_name!r}; use letters, digits, '-' and '_'.")
+    if file_ending not in FILE_ENDINGS:
+        raise ValueError(f"file_ending is {file_ending!r}; allowed are {', '.join(FILE_ENDINGS)}.")
+    description = _dataset_json(1, channel_names, labels, file_ending)
+    if unexpected := sorted(set(values) - _values(labels)):
+        raise ValueError(f"The label maps hold {_listing(unexpected)}; {_allowed(_values(labels))}")
+    folder = Path(out_dir) / f"Dataset{dataset_id:03d}_{dataset_name}"
+    present = folder / "dataset.json"
+    if present.is_file():  # any number of cases
+        described = json.loads(present.read_text(encoding="utf-8"))
+        description["numTraining"] = described.get("numTraining")
+    _refuse_other_content(folder, json.dumps(description, indent=2) + "\n")
+    return folder
+
+
+def _listing(values: Sequence[float]) -> str:
+    return ", ".join(f"{value:g}" for value in values[:5])
+
+
+def _allowed(labels: set[int]) -> str:
+    return f"the labels are {sorted(labels)}, name or remap the others."
 
 
 def _dataset_json(num_training: int, channel_names: Mapping[str, str], labels: Labels, file_ending: str) -> dict:
@@ -176,10 +213,7 @@ def _label_map(subject: Mapping[str, Any], key: str, reference: nib.Nifti1Image,
     values = np.asarray(image.dataobj)
     unexpected = sorted(set(np.unique(values).tolist()) - allowed)
     if unexpected:
-        shown = ", ".join(f"{value:g}" for value in unexpected[:5])
-        raise ValueError(
-            f"The label map of subject {name} holds {shown}; the labels are {sorted(allowed)}, name or remap the others."
-        )
+        raise ValueError(f"The label map of subject {name} holds {_listing(unexpected)}; {_allowed(allowed)}")
     return make_image(values.astype(np.uint8 if max(allowed) < 256 else np.uint16), reference.affine)
 
 

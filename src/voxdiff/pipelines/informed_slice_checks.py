@@ -115,7 +115,7 @@ def check_inside(places: np.ndarray, geometry: VolumeGeometry, name: str) -> Non
 
     def count_outside(indices: np.ndarray) -> int:
         in_model = indices @ to_model[:3, :3].T + to_model[:3, 3]
-        return np.count_nonzero(((in_model < -0.5) | (in_model > np.array(geometry.model_shape) - 0.5)).any(axis=1))
+        return int(((in_model < -0.5) | (in_model > np.array(geometry.model_shape) - 0.5)).any(axis=1).sum())
 
     box = [np.flatnonzero(places.any(axis=tuple({0, 1, 2} - {axis}))) for axis in range(3)]
     corners = np.array(list(itertools.product(*((along[0], along[-1]) for along in box))))

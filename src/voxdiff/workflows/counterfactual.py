@@ -33,7 +33,7 @@ class Counterfactual:
         difference: Edited less original, in their unit.
         slice_index: Where the informed slice lies, along the last axis of the model's grid.
         inside: Mean absolute difference where the masks differ.
-        outside: The same elsewhere.
+        outside: The same in the rest of what the subject's mask labels; 0 if there is none.
     """
 
     original: nib.Nifti1Image
@@ -81,7 +81,7 @@ def counterfactual(
         raise ValueError(f"{case.name} has no image to take its informed slice from; give one.")
     require_call_arguments(call_arguments)
     _require_other_files(Path(output_dir), (case.image, case.mask, case.tissue, edited_mask))
-    masks = [case.load_mask(), replace(case, mask=edited_mask, name="the edited mask").load_mask()]
+    masks = [case.load_mask(), replace(case, mask=edited_mask, name=f"{case.name} (edited)").load_mask()]
     require_same_grid(masks[1], masks[0], "the edited mask", case.name)
     require_same_grid(load_volume(case.image), masks[0], "the image", case.name)
     changed = np.asarray(masks[0].dataobj) != np.asarray(masks[1].dataobj)
@@ -104,11 +104,12 @@ def counterfactual(
         generator=[torch.Generator().manual_seed(seed) for _ in masks],
         **call_arguments,
     )
-    result = _compare(output.volumes[0], output.volumes[1], changed, chosen)
+    anatomy = np.asarray(masks[0].dataobj) != pipe.mask_encoder.background
+    result = _compare(output.volumes[0], output.volumes[1], changed, anatomy & ~changed, chosen)
     record = {
         "settings": settings,
         "subject": case.subject,
-        "mean_absolute_difference": {"inside the edit": result.inside, "outside": result.outside},
+        "mean_absolute_difference": {"inside the edit": result.inside, "in the rest of the mask": result.outside},
         "provenance": list(map(lasting_provenance, output.provenance)),
     }
     _write(folder, result, masks[1], changed, record)
@@ -138,7 +139,7 @@ def _on_model_grid(mask: nib.Nifti1Image, processor: VolumeProcessor) -> np.ndar
 
 
 def _compare(
-    original: nib.Nifti1Image, edited: nib.Nifti1Image, changed: np.ndarray, slice_index: int
+    original: nib.Nifti1Image, edited: nib.Nifti1Image, changed: np.ndarray, kept: np.ndarray, slice_index: int
 ) -> Counterfactual:
     difference = np.asarray(edited.dataobj, dtype=np.float32) - np.asarray(original.dataobj, dtype=np.float32)
     return Counterfactual(
@@ -147,7 +148,7 @@ def _compare(
         difference=make_image(difference, original.affine, unit=intensity_unit(original)),
         slice_index=slice_index,
         inside=float(np.abs(difference[changed]).mean()),
-        outside=float(np.abs(difference[~changed]).mean()),
+        outside=float(np.abs(difference[kept]).mean()) if kept.any() else 0.0,
     )
 
 

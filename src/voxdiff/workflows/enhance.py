@@ -12,6 +12,7 @@ from voxdiff.workflows.enhancement_manifest import ResampledFolder, model_hash
 from voxdiff.workflows.enhancement_plan import Informed, PlannedVolume, plan_enhancement
 from voxdiff.workflows.masked_cases import MaskedCase, cases_hash
 from voxdiff.workflows.nnunet_dataset import NnUNetDataset, export_resampled
+from voxdiff.workflows.resampling_checks import check_run
 from voxdiff.workflows.resampling_run import make_volumes
 
 _CALL_ARGUMENTS = (
@@ -150,6 +151,7 @@ def run_resampling(
         "augmentation": dict(augmentation),
         "filters": [judge.settings() for judge in filters],
     }
+    check_run(pipe, planned, informed_slice=informed_slice, call_arguments=call_arguments, nnunet=nnunet)
     folder = ResampledFolder(output_dir, everything, planned)
     make_volumes(
         pipe,

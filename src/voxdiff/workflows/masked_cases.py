@@ -84,11 +84,12 @@ class MaskedCase:
     def _with_brain(self, lesion: np.ndarray, image: nib.Nifti1Image) -> np.ndarray:
         assert self.tissue is not None
         tissue = load_volume(self.tissue)
+        values = np.asarray(tissue.dataobj)
+        if (values != np.rint(values)).any():
+            raise ValueError(f"The tissue map of {self.name} holds fractions; give a map of whole numbers, 0 outside.")
         require_same_grid(tissue, image, "the tissue map", self.name)
         try:
-            return brain_mask_labels(
-                *(torch.from_numpy(values) for values in (np.asarray(tissue.dataobj), lesion))
-            ).numpy()
+            return brain_mask_labels(*(torch.from_numpy(each) for each in (values, lesion))).numpy()
         except ValueError as error:
             raise ValueError(f"The mask of {self.name}: {error}") from error
 

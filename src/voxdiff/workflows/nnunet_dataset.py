@@ -34,6 +34,15 @@ class NnUNetDataset:
     labels: Mapping[str, int | Sequence[int]]
     to_background: Sequence[int] = ()
 
+    def description(self) -> dict[str, Any]:
+        """Id, name, channel and labels as :func:`voxdiff.metrics.nnunet.export_nnunet` takes them."""
+        return {
+            "dataset_id": self.dataset_id,
+            "dataset_name": self.name,
+            "channel_names": {"image": self.channel},
+            "labels": {"background": 0, **self.labels},
+        }
+
 
 def export_resampled(volumes: Mapping[str, tuple[Path, Path]], dataset: NnUNetDataset) -> Path:
     """Write image and mask of every volume as a training case; returns the data set's folder.
@@ -56,10 +65,7 @@ def export_resampled(volumes: Mapping[str, tuple[Path, Path]], dataset: NnUNetDa
             for name, (image, mask) in volumes.items()
         ],
         folder,
-        dataset_id=dataset.dataset_id,
-        dataset_name=dataset.name,
-        channel_names={"image": dataset.channel},
-        labels={"background": 0, **dataset.labels},
+        **dataset.description(),
     )
 
 
