@@ -53,7 +53,10 @@ def main() -> None:
     objective = SliceConditionedObjective(
         pipeline.scheduler,
         SliceIndexSampler(
-            max_slices=pipeline.config["max_slices"], seed=args.seed, observed_share=model.observed_share
+            max_slices=pipeline.config["max_slices"],
+            seed=args.seed,
+            observed_share=model.observed_share,
+            gap_share=model.gap_share,
         ),
         slice_axis=pipeline.config["slice_axis"],
         column=column,

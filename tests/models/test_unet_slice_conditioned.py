@@ -89,6 +89,7 @@ def test_dropping_known_slots_early_spares_30_percent_of_the_published_network()
         {"attention_levels": (True, True)},
         {"attention_levels": (True, False)},
         {"attention_levels": (False, False)},
+        {"interpolate_known": True},
         {"block_out_channels": (4, 8, 8), "attention_levels": (False, True, False), "layers_per_block": 2},
     ],
 )
@@ -116,9 +117,10 @@ def test_predicting_targets_only_gives_the_same_gradients():
         torch.testing.assert_close(whole, spared, atol=1e-4, rtol=1e-4)
 
 
+@pytest.mark.parametrize("interpolates", [False, True])
 @pytest.mark.parametrize("hidden", ["sample", "known_slices"])
-def test_what_is_hidden_has_no_influence(hidden):
-    model, slices = make_slice_conditioned_unet(), make_slices()
+def test_what_is_hidden_has_no_influence(hidden, interpolates):
+    model, slices = make_slice_conditioned_unet(interpolate_known=interpolates), make_slices()
     changed = {**slices, hidden: slices[hidden].clone()}
     marked = slices["known"] if hidden == "sample" else ~slices["known"]
     changed[hidden].permute(0, 4, 1, 2, 3)[marked] = torch.nan
@@ -158,8 +160,20 @@ def test_absolute_positions_count_once_trained():
     assert (predict(trained, slices) - predict(halved, slices)).abs().max() > 1e-3
 
 
-def test_the_order_of_the_slots_means_nothing():
-    model, slices, order = make_slice_conditioned_unet(), make_slices(), torch.tensor([3, 0, 5, 1, 4, 2])
+def test_the_network_sees_what_interpolation_gives():
+    model, slices = make_slice_conditioned_unet(interpolate_known=True), make_slices(batch=1)
+    blind = make_slice_conditioned_unet(interpolate_known=True)
+    with torch.no_grad():
+        blind.conv_in.weight[:, 2:].zero_()
+    assert model.conv_in.in_channels == 4
+    assert (predict(model, slices) - predict(blind, slices)).abs().max() > 1e-3
+    unknown = {name: slices[name] for name in ("sample", "positions")}
+    assert torch.equal(predict(model, unknown), predict(blind, unknown))
+
+
+@pytest.mark.parametrize("changes", [{}, {"interpolate_known": True}])
+def test_the_order_of_the_slots_means_nothing(changes):
+    model, slices, order = make_slice_conditioned_unet(**changes), make_slices(), torch.tensor([3, 0, 5, 1, 4, 2])
     turned = {name: value[..., order] for name, value in slices.items()}
     torch.testing.assert_close(predict(model, turned), predict(model, slices)[..., order], atol=1e-5, rtol=1e-5)
 

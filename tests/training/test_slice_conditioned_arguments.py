@@ -10,6 +10,12 @@ MISTAKES = {
     "prediction": ({"prediction_type": "flow"}, "'flow'; choose one of epsilon, v_prediction, sample"),
     "slices": ({"max_slices": 1}, "--max_slices is 1; give a whole number of at least 2"),
     "observed": ({"observed_share": 1.5}, "--observed_share is 1.5; give a number from 0 to 1"),
+    "gaps": ({"gap_share": -0.1}, "--gap_share is -0.1; give a number from 0 to 1"),
+    "gaps of few slices": ({"gap_share": 0.5, "max_slices": 2}, "--gap_share needs --max_slices of at least 3"),
+    "pretrained interpolation": (
+        {"pretrained_model_name_or_path": "x", "interpolate_known": True},
+        "--interpolate_known comes from the pretrained model",
+    ),
     "blocks": ({"layers_per_block": 0}, "--layers_per_block is 0; give a whole number of at least 1"),
     "pretrained slices": (
         {"pretrained_model_name_or_path": "x", "max_slices": 20},
@@ -50,7 +56,12 @@ def test_a_network_that_contradicts_itself_is_refused(changes, message):
 def test_own_networks_know_where_in_the_volume_they_are():
     config = SliceConditionedArguments(**TINY).make_unet(48).config
     assert (config["position_embedding"], config["position_scale"]) == ("relative+absolute", 47.0)
-    assert (config["pre_norm_residual"], config["block_out_channels"]) == (False, (4, 8))
+    assert (config["pre_norm_residual"], config["interpolate_known"], config["block_out_channels"]) == (
+        False,
+        False,
+        (4, 8),
+    )
+    assert SliceConditionedArguments(**TINY, interpolate_known=True).make_unet(48).config["interpolate_known"]
     published = SliceConditionedArguments(**TINY, position_embedding="relative", pre_norm_residual=True)
     config = published.make_unet(48).config
     assert (config["position_embedding"], config["pre_norm_residual"]) == ("relative", True)

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from voxdiff.training.batches import SampleNoise
-from voxdiff.training.slice_index_sampler import SliceIndexSampler, draw_slice_sets, draw_spaced_slices
+from voxdiff.training.slice_index_sampler import SliceIndexSampler, draw_comb, draw_slice_sets, draw_spaced_slices
 
 ALMOST_ONE = 1 - 2**-53
 
@@ -156,3 +156,36 @@ def test_the_share_of_steps_that_observe_slices_can_be_set(share):
 def test_a_volume_of_one_slice_observes_none():
     targets, observed = SliceIndexSampler(observed_share=1.0).draw(1, 0, noise_of(0, [0]))
     assert (targets.tolist(), observed.numel()) == ([[0]], 0)
+
+
+@pytest.mark.parametrize(("depth", "most"), [(64, 20), (5, 20), (3, 20), (64, 3)])
+def test_gaps_lie_between_the_teeth_of_a_comb(depth, most):
+    sampler = SliceIndexSampler(max_slices=most, gap_share=1.0)
+    shapes, places = set(), set()
+    for step in range(200):
+        targets, observed = sampler.draw(depth, step, noise_of(step, [0, 1]))
+        for missing, teeth in zip(targets.tolist(), observed.tolist(), strict=True):
+            spacing = teeth[1] - teeth[0]
+            assert teeth == list(range(teeth[0], teeth[-1] + 1, spacing)) and spacing > 1
+            assert missing == [place for place in range(teeth[0], teeth[-1]) if place not in teeth]
+            assert teeth[0] >= 0 and teeth[-1] < depth and len(missing) + len(teeth) <= most
+            shapes.add((spacing, len(teeth)))
+            places |= {*teeth, *missing}
+    assert places == set(range(depth))
+    assert (2, 2) in shapes and (min(depth, most) - 1, 2) in shapes
+
+
+def test_spacings_of_combs_are_log_uniform():
+    source = uniforms()
+    spacings = Counter(draw_comb(64, 20, source)[0] for _ in range(8000))
+    for spacing in (2, 5, 19):
+        expected = 8000 * math.log((spacing + 1) / spacing) / math.log(10)
+        assert abs(spacings[spacing] - expected) < 5 * math.sqrt(expected)
+
+
+def test_the_share_of_steps_that_fill_gaps_can_be_set():
+    sampler = SliceIndexSampler(max_slices=6, gap_share=0.4, observed_share=0.0)
+    found = sum(sampler.draw(16, step, noise_of(step, [0]))[1].numel() > 0 for step in range(300)) / 300
+    assert abs(found - 0.4) < 3 * math.sqrt(0.24 / 300)
+    targets, observed = SliceIndexSampler(gap_share=1.0).draw(2, 0, noise_of(0, [0]))
+    assert targets.numel() and targets.numel() + observed.numel() <= 2

@@ -38,6 +38,54 @@ def join_known(sample: torch.Tensor, known_slices: torch.Tensor | None, known: t
     return torch.cat([torch.where(mask, known_slices, sample), indicator], dim=1)
 
 
+def interpolate_known(
+    sample: torch.Tensor, positions: torch.Tensor, known_slices: torch.Tensor | None, known: torch.Tensor | None
+) -> torch.Tensor:
+    """What linear interpolation of the known slices gives in every slot, and how near the next known slice is.
+
+    Beyond the outermost known slice it is that slice.
+
+    Args:
+        sample: Noisy slices ``(batch, channels, x, y, slots)``, of which only the shape counts.
+        positions: ``(batch, slots)`` in slices.
+        known_slices: Clean slices of the same shape; None: nothing is known.
+        known: ``(batch, slots)``, 1 or True for the known slots.
+
+    Returns:
+        ``(batch, channels + 1, x, y, slots)``, the last channel ``1 / (1 + distance)``; zero where nothing is known.
+    """
+    if known_slices is None or known is None:
+        return torch.zeros_like(torch.cat([sample, sample[:, :1]], dim=1))
+    weights, distance = interpolation_weights(positions, known)
+    shown = known_slices.masked_fill(~known.bool()[:, None, None, None, :], 0)
+    interpolated = torch.einsum("bcxyj,bij->bcxyi", shown, weights.to(shown.dtype))
+    nearness = (1 / (1 + distance)).to(shown.dtype)[:, None, None, None, :].expand_as(shown[:, :1])
+    return torch.cat([interpolated, nearness], dim=1)
+
+
+def interpolation_weights(positions: torch.Tensor, known: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """How linear interpolation puts together a slice at every slot's position from the known slices.
+
+    Args:
+        positions: ``(batch, slots)`` in slices.
+        known: ``(batch, slots)``, 1 or True for the known slots.
+
+    Returns:
+        ``(batch, slots, slots)`` in float32: at ``[:, i, j]`` the weight of slot j for slot i, 0 where nothing is known;
+        and the distance to the nearest known slice ``(batch, slots)``, infinite where there is none.
+    """
+    distance = positions.float()[:, :, None] - positions.float()[:, None, :]
+    given = known.bool()[:, None, :]
+    below, nearest_below = distance.masked_fill(~given | (distance < 0), torch.inf).min(dim=2)
+    above, nearest_above = (-distance).masked_fill(~given | (distance > 0), torch.inf).min(dim=2)
+    gap = below + above
+    share = torch.where(above.isinf() | (gap == 0), 0.0, below / gap)  # of the slice above
+    share = torch.where(below.isinf(), 1.0, share)[..., None]
+    weights = torch.zeros_like(distance).scatter_add(2, nearest_above[..., None], share)
+    weights = weights.scatter_add(2, nearest_below[..., None], 1 - share)
+    return given.any(dim=2, keepdim=True) * weights, torch.minimum(below, above)
+
+
 def target_slots(
     known: torch.Tensor | None, valid: torch.Tensor | None, num_targets: int | None = None
 ) -> torch.Tensor | None:

@@ -18,7 +18,7 @@ from voxdiff.models.layers_slice_conditioned import (
     SliceConditionedUpBlock,
 )
 from voxdiff.models.slice_attention import SliceSet, distance_features
-from voxdiff.models.slice_slots import check_slots, join_known, target_slots
+from voxdiff.models.slice_slots import check_slots, interpolate_known, join_known, target_slots
 from voxdiff.models.unet_widths import unet_widths
 
 POSITION_EMBEDDINGS = ("relative", "relative+absolute")
@@ -59,6 +59,8 @@ class SliceConditionedUNetModel(VolumeModel):
             it is added before that norm.
         masked_norm: Whether padding is left out of the statistics of the norm over slots; in the published network it
             changes the result of every other slot.
+        interpolate_known: Whether the network also sees, in every slot, what linear interpolation between the known slices
+            gives there, and how near the next of them is: it then learns what interpolation misses. Not published.
         pre_norm_residual: Whether attention is added to its input; the published network adds it to the normalised input.
 
     Raises:
@@ -84,6 +86,7 @@ class SliceConditionedUNetModel(VolumeModel):
         position_scale: float = 127.0,
         scale_shift_norm: bool = True,
         masked_norm: bool = False,
+        interpolate_known: bool = False,
         pre_norm_residual: bool = False,
     ) -> None:
         super().__init__()
@@ -98,7 +101,7 @@ class SliceConditionedUNetModel(VolumeModel):
         if position_embedding == "relative+absolute":
             self.absolute_embedding = TimestepEmbedding(base, 4 * base)
             zero_module(self.absolute_embedding.linear_2)
-        self.conv_in = nn.Conv2d(in_channels + 1, base, 3, padding=1)
+        self.conv_in = nn.Conv2d((in_channels + 1) * (2 if interpolate_known else 1), base, 3, padding=1)
 
         encoder, decoder = unet_widths(widths, layers_per_block)
         self.down_blocks = nn.ModuleList(
@@ -161,7 +164,10 @@ class SliceConditionedUNetModel(VolumeModel):
         keep = target_slots(known, valid, num_targets) if targets_only else None
         slices, temb = self._embed(timestep, positions, valid, sample)
 
-        hidden_states = self.conv_in(join_known(sample, known_slices, known).permute(0, 4, 1, 2, 3).flatten(0, 1))
+        joined = join_known(sample, known_slices, known)
+        if self.config["interpolate_known"]:
+            joined = torch.cat([joined, interpolate_known(sample, positions, known_slices, known)], dim=1)
+        hidden_states = self.conv_in(joined.permute(0, 4, 1, 2, 3).flatten(0, 1))
         maps = [hidden_states]
         for down_block in self.down_blocks:
             hidden_states, level_maps = down_block(hidden_states, temb, slices)

@@ -38,6 +38,9 @@ class SliceConditionedArguments:
     observed_share: float | None = option(
         None, "Share of the steps that observe any slice, 0 to 1; default: as in FDM, a third with 20 of 64 slices."
     )
+    gap_share: float = option(
+        0.0, "Share of the steps that fill the gaps between evenly spaced slices, as z-super-resolution does, 0 to 1."
+    )
     position_embedding: str | None = option(
         None, "relative+absolute (default): the network knows where in the volume a slice lies; relative: as published."
     )
@@ -51,6 +54,9 @@ class SliceConditionedArguments:
     pre_norm_residual: bool = option(
         False, "Add attention to its input, instead of to the normalised input as FDM does."
     )
+    interpolate_known: bool = option(
+        False, "Show the network the known slices interpolated at every slice, so that it learns what that misses."
+    )
     prediction_type: str | None = option(None, ", ".join(PREDICTION_TYPES) + "; default: epsilon.")
     scheduler: str | None = option(None, "Scheduler preset saved with the pipeline; default: fdm-dpm++.")
 
@@ -62,13 +68,18 @@ class SliceConditionedArguments:
             value = getattr(self, name)
             if value is not None and value < least:
                 raise ValueError(f"--{name} is {value}; give a whole number of at least {least}.")
-        if self.observed_share is not None and not 0 <= self.observed_share <= 1:
-            raise ValueError(f"--observed_share is {self.observed_share}; give a number from 0 to 1.")
+        for name in ("observed_share", "gap_share"):
+            value = getattr(self, name)
+            if value is not None and not 0 <= value <= 1:
+                raise ValueError(f"--{name} is {value}; give a number from 0 to 1.")
+        if self.gap_share and self.max_slices == 2:
+            raise ValueError("--gap_share needs --max_slices of at least 3, two known slices and one between them.")
         if self.pretrained_model_name_or_path is not None:
             decided = (*_NETWORK, "slice_axis", "max_slices", "prediction_type", "scheduler")
             refuse(self, decided, "comes from the pretrained model")
-            if self.pre_norm_residual:
-                raise ValueError("--pre_norm_residual comes from the pretrained model; leave it out.")
+            for name in ("interpolate_known", "pre_norm_residual"):
+                if getattr(self, name):
+                    raise ValueError(f"--{name} comes from the pretrained model; leave it out.")
 
     @property
     def axis(self) -> int:
@@ -106,6 +117,7 @@ class SliceConditionedArguments:
             norm_num_groups=groups,
             position_embedding=self.position_embedding or "relative+absolute",
             position_scale=float(max(depth - 1, 1)),
+            interpolate_known=self.interpolate_known,
             pre_norm_residual=self.pre_norm_residual,
         )
 

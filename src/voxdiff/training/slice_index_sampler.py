@@ -19,12 +19,17 @@ class SliceIndexSampler:
         seed: Seed of the run.
         observed_share: Share of the steps that observe any slice; None is that of FDM, which observes none in two steps of
             three (at 64 slices and 20 at a step).
+        gap_share: Share of the steps that learn to fill the gaps of a comb (:func:`draw_gaps`), as interpolation and the
+            hierarchical scheme ask; the others are as above.
     """
 
-    def __init__(self, *, max_slices: int = 20, seed: int = 0, observed_share: float | None = None) -> None:
+    def __init__(
+        self, *, max_slices: int = 20, seed: int = 0, observed_share: float | None = None, gap_share: float = 0.0
+    ) -> None:
         self.max_slices = max_slices
         self.seed = seed
         self.observed_share = observed_share
+        self.gap_share = gap_share
 
     def draw(self, depth: int, step: int, noise: SampleNoise) -> tuple[torch.Tensor, torch.Tensor]:
         """Slices of each volume of a batch, ascending.
@@ -38,8 +43,12 @@ class SliceIndexSampler:
             Targets ``(batch, targets)`` and observed slices ``(batch, observed)``, on the CPU; the latter may be none.
         """
         of_step = _uniform_numbers(keyed_generator(self.seed, "slice-numbers", step))
-        wanted = self._draw_numbers(depth, of_step)
-        drawn = [self._draw_as_many(depth, wanted, generator) for generator in noise.generators]
+        if self.gap_share and min(depth, self.max_slices) > 2 and next(of_step) < self.gap_share:
+            comb = draw_comb(depth, self.max_slices, of_step)
+            drawn = [place_comb(depth, *comb, _uniform_numbers(generator)) for generator in noise.generators]
+        else:
+            wanted = self._draw_numbers(depth, of_step)
+            drawn = [self._draw_as_many(depth, wanted, generator) for generator in noise.generators]
         targets, observed = zip(*drawn, strict=True)
         return torch.tensor(targets), torch.tensor(observed, dtype=torch.long)
 
@@ -92,6 +101,23 @@ def draw_spaced_slices(depth: int, max_slices: int, uniforms: Iterator[float]) -
     offset = next(uniforms) * (depth - spacing * (number - 1))
     # Rounding can lift the last sum to `depth`
     return {min(int(offset + place * spacing), depth - 1) for place in range(number)}
+
+
+def draw_comb(depth: int, max_slices: int, uniforms: Iterator[float]) -> tuple[int, int]:
+    """Spacing and number of gaps of a comb that fits in the volume and, with its gaps, in ``max_slices``.
+
+    The spacing is log-uniform from 2 to the largest that fits, so that small ones are as frequent as large ones.
+    """
+    widest = min(max_slices, depth) - 1
+    spacing = min(int(2 * ((widest + 1) / 2) ** next(uniforms)), widest)
+    return spacing, 1 + int(next(uniforms) * (widest // spacing))
+
+
+def place_comb(depth: int, spacing: int, gaps: int, uniforms: Iterator[float]) -> list[list[int]]:
+    """Targets in the gaps of a comb, and its teeth, which are observed."""
+    first = int(next(uniforms) * (depth - spacing * gaps))
+    teeth = range(first, first + spacing * gaps + 1, spacing)
+    return [sorted(set(range(first, teeth[-1])) - set(teeth)), list(teeth)]
 
 
 def _uniform_numbers(generator: torch.Generator) -> Iterator[float]:
