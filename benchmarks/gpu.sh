@@ -10,6 +10,7 @@
 #   bash benchmarks/gpu.sh train     there: wdm-brain-64 for TRAIN_SECONDS, resuming; then export
 #   bash benchmarks/gpu.sh pvldm     there: pvldm-cohort-64 by train_pvldm.sh for TRAIN_SECONDS, resuming; weights to $OUT
 #   bash benchmarks/gpu.sh informed  there: informed-slice-brain-64 and Make-A-Volume by train_informed_slice.sh, likewise
+#   bash benchmarks/gpu.sh slices    there: slice-brain-64 by train_slice_conditioned.sh, likewise
 #   bash benchmarks/gpu.sh export    there: raw and averaged weights in 16 bit, log and pictures to $OUT
 #   bash benchmarks/gpu.sh stats     there: statistics of the latest averaged weights to $OUT
 #
@@ -230,6 +231,19 @@ informed() {
   done
 }
 
+# train_slice_conditioned.sh, longer than on a CPU; it has one stage, whose folder is the run's.
+slices() {
+  local run=${SLICES_RUN:-runs/slice-brain-64}
+  export SUBJECTS=${SUBJECTS:-2000} STEPS=${STEPS:-20000} BATCH=${BATCH:-8} WORKERS=${WORKERS:-8} EVERY=${EVERY:-500}
+  run_stages benchmarks/train_slice_conditioned.sh "$run" .
+  if compgen -G "$run/checkpoint-*" >/dev/null; then
+    "$PYTHON" benchmarks/export_checkpoint.py "$run" "$OUT"
+  fi
+  if [[ -e $run/model_index.json ]]; then
+    "$PYTHON" benchmarks/export_pipeline.py "$run" "$OUT/slice-brain-64.tar"
+  fi
+}
+
 export_weights() {
   "$PYTHON" benchmarks/export_checkpoint.py "$RUN" "$OUT"
 }
@@ -251,10 +265,11 @@ case ${1:-} in
   train) prepare && train ;;
   pvldm) prepare && pvldm ;;
   informed) prepare && informed ;;
+  slices) prepare && slices ;;
   export) prepare && export_weights ;;
   stats) prepare && stats ;;
   *)
-    sed -n '2,22p' "$0" | sed 's/^# \{0,1\}//'
+    sed -n '2,23p' "$0" | sed 's/^# \{0,1\}//'
     exit 2
     ;;
 esac

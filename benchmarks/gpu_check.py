@@ -52,6 +52,7 @@ def main() -> None:
         check_pipeline,
         check_generators,
         check_shipped_model,
+        check_slice_networks,
         check_patch_volume,
         check_slab_decoding,
     ]
@@ -165,6 +166,32 @@ def check_shipped_model(device: torch.device) -> str:
     volume = pipe(num_inference_steps=steps, generator=torch.Generator().manual_seed(0), output_type="pt").volumes
     expect(bool(torch.isfinite(volume).all()), "the shipped model gives non-finite voxels")
     return f"{steps} steps in {time.perf_counter() - started:.2f} s, first call"
+
+
+@torch.no_grad()
+def check_slice_networks(device: torch.device) -> str:
+    """The official networks of GEM-3D and FDM, the latter with its early cut to the targets too."""
+    errors = {}
+    meta, state, inputs, outputs = load_golden("gem_pseudo3d")
+    network = convert_state_dict("gem3d-stage2", state).to(device)
+    window, timesteps = inputs["x"].permute(1, 2, 3, 0)[None], torch.tensor(meta["config"]["window_timesteps"])
+    result = network(window.to(device), timesteps.to(device)).sample[0].permute(3, 0, 1, 2)
+    errors["GEM-3D"] = golden_error("GEM-3D", {"y": result}, outputs, meta["atol"])
+
+    meta, state, inputs, outputs = load_golden("cdpm_unet")
+    network = convert_state_dict("fdm", state).to(device)
+    sample, known_slices = (inputs[name].permute(0, 2, 3, 4, 1).to(device) for name in ("x", "x0"))
+    known = torch.tensor(meta["config"]["observed"], device=device).bool()
+    slots = {"known": known, "positions": torch.tensor(meta["config"]["frame_indices"], device=device)}
+    timesteps = torch.tensor(meta["config"]["timesteps"], device=device)
+    for targets_only in (False, True):
+        result = network(sample, timesteps, known_slices=known_slices, **slots, targets_only=targets_only).sample
+        shown = torch.ones_like(known) if not targets_only else ~known
+        compared = {"y": (result.permute(0, 4, 1, 2, 3) * shown[..., None, None, None])}
+        expected = {"y": outputs["y"] * shown.cpu()[..., None, None, None]}
+        name = "FDM, targets only" if targets_only else "FDM"
+        errors[name] = golden_error(name, compared, expected, meta["atol"])
+    return "largest differences " + ", ".join(f"{name} {error:.1e}" for name, error in errors.items())
 
 
 def check_patch_volume(device: torch.device) -> str:
