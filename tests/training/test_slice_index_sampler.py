@@ -4,8 +4,15 @@ from collections import Counter
 import pytest
 import torch
 
+from voxdiff.pipelines.slice_stages import plan_stages
 from voxdiff.training.batches import SampleNoise
-from voxdiff.training.slice_index_sampler import SliceIndexSampler, draw_comb, draw_slice_sets, draw_spaced_slices
+from voxdiff.training.slice_index_sampler import (
+    SliceIndexSampler,
+    draw_comb,
+    draw_slice_sets,
+    draw_spaced_slices,
+    place_comb,
+)
 
 ALMOST_ONE = 1 - 2**-53
 
@@ -162,17 +169,36 @@ def test_a_volume_of_one_slice_observes_none():
 def test_gaps_lie_between_the_teeth_of_a_comb(depth, most):
     sampler = SliceIndexSampler(max_slices=most, gap_share=1.0)
     shapes, places = set(), set()
-    for step in range(200):
+    for step in range(300):
         targets, observed = sampler.draw(depth, step, noise_of(step, [0, 1]))
         for missing, teeth in zip(targets.tolist(), observed.tolist(), strict=True):
             spacing = teeth[1] - teeth[0]
             assert teeth == list(range(teeth[0], teeth[-1] + 1, spacing)) and spacing > 1
-            assert missing == [place for place in range(teeth[0], teeth[-1]) if place not in teeth]
             assert teeth[0] >= 0 and teeth[-1] < depth and len(missing) + len(teeth) <= most
-            shapes.add((spacing, len(teeth)))
+            within = range(missing[0], missing[-1] + 1)
+            assert missing == [place for place in within if place not in teeth]
+            assert {missing[0] - 1, missing[-1] + 1} <= set(teeth)
+            shapes.add((spacing, len(missing), len(teeth)))
             places |= {*teeth, *missing}
     assert places == set(range(depth))
-    assert (2, 2) in shapes and (min(depth, most) - 1, 2) in shapes
+    widest = min(depth, most) - 1
+    assert {spacing for spacing, _, _ in shapes} == set(range(2, widest + 1)) and (widest, widest - 1, 2) in shapes
+    further = {teeth - 1 - targets // (spacing - 1) for spacing, targets, teeth in shapes}
+    assert 0 in further and (most < 20 or depth < 20 or max(further) > 10)
+
+
+@pytest.mark.parametrize("factor", [2, 4, 8])
+def test_stages_of_z_super_resolution_are_among_the_combs(factor):
+    """Up to a shift: what is asked of a network that was trained with 20 of 64 slices."""
+    source, drawn = uniforms(), set()
+    for _ in range(20000):
+        targets, teeth = place_comb(64, *draw_comb(64, 20, source), source)
+        drawn.add((tuple(place - teeth[0] for place in targets), tuple(place - teeth[0] for place in teeth)))
+    known = range(0, 63 // factor * factor + 1, factor)
+    for stage in plan_stages(known[-1] + 1, known=known, stage_size=10, context_size=10, max_slices=20):
+        teeth = sorted(stage.context)
+        shifted = [tuple(place - teeth[0] for place in slices) for slices in (sorted(stage.targets), teeth)]
+        assert tuple(shifted) in drawn, stage
 
 
 def test_spacings_of_combs_are_log_uniform():

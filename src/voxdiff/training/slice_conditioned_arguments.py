@@ -36,7 +36,9 @@ class SliceConditionedArguments:
         None, "Most slices of a volume at a step, targets and observed together, also in sampling; default: 20."
     )
     observed_share: float | None = option(
-        None, "Share of the steps that observe any slice, 0 to 1; default: as in FDM, a third with 20 of 64 slices."
+        None,
+        "Share of the steps that observe any slice, 0 to 1; default: as in FDM, a third with 20 of 64 slices. Steps of "
+        "--gap_share come on top.",
     )
     gap_share: float = option(
         0.0, "Share of the steps that fill the gaps between evenly spaced slices, as z-super-resolution does, 0 to 1."

@@ -11,16 +11,16 @@ class SliceIndexSampler:
     """Draws target and observed slices; all volumes of a step have as many of each, so that no slot is padding.
 
     The numbers are drawn for the step, by its own stream. Each volume then draws from its own stream until it has those
-    numbers, so that each follows the distribution of :func:`draw_slice_sets` exactly, and the mean of the losses of
-    several processes is the loss of one.
+    numbers, so that without the shares below each follows the distribution of :func:`draw_slice_sets` exactly, and the
+    mean of the losses of several processes is the loss of one.
 
     Args:
         max_slices: Most slices of a volume at a step, targets and observed together (tau_max).
         seed: Seed of the run.
         observed_share: Share of the steps that observe any slice; None is that of FDM, which observes none in two steps of
             three (at 64 slices and 20 at a step).
-        gap_share: Share of the steps that learn to fill the gaps of a comb (:func:`draw_gaps`), as interpolation and the
-            hierarchical scheme ask; the others are as above.
+        gap_share: Share of the steps that learn to fill neighbouring gaps of a comb (:func:`draw_comb`), as a stage of
+            z-super-resolution does; the others are as above.
     """
 
     def __init__(
@@ -103,21 +103,25 @@ def draw_spaced_slices(depth: int, max_slices: int, uniforms: Iterator[float]) -
     return {min(int(offset + place * spacing), depth - 1) for place in range(number)}
 
 
-def draw_comb(depth: int, max_slices: int, uniforms: Iterator[float]) -> tuple[int, int]:
-    """Spacing and number of gaps of a comb that fits in the volume and, with its gaps, in ``max_slices``.
+def draw_comb(depth: int, max_slices: int, uniforms: Iterator[float]) -> tuple[int, int, int]:
+    """Spacing of an observed comb, how many neighbouring gaps of it are targets, and how many more teeth it has.
 
-    The spacing is log-uniform from 2 to the largest that fits, so that small ones are as frequent as large ones.
+    The spacing is log-uniform from 2 to the largest that fits, so that small ones are as frequent as large ones; the
+    numbers are uniform among those that fit in the volume and in ``max_slices``.
     """
     widest = min(max_slices, depth) - 1
     spacing = min(int(2 * ((widest + 1) / 2) ** next(uniforms)), widest)
-    return spacing, 1 + int(next(uniforms) * (widest // spacing))
+    gaps = 1 + int(next(uniforms) * (widest // spacing))
+    most = min(max_slices - gaps * spacing - 1, (depth - 1) // spacing - gaps)
+    return spacing, gaps, int(next(uniforms) * (most + 1))
 
 
-def place_comb(depth: int, spacing: int, gaps: int, uniforms: Iterator[float]) -> list[list[int]]:
-    """Targets in the gaps of a comb, and its teeth, which are observed."""
-    first = int(next(uniforms) * (depth - spacing * gaps))
-    teeth = range(first, first + spacing * gaps + 1, spacing)
-    return [sorted(set(range(first, teeth[-1])) - set(teeth)), list(teeth)]
+def place_comb(depth: int, spacing: int, gaps: int, more: int, uniforms: Iterator[float]) -> list[list[int]]:
+    """Targets in neighbouring gaps of a comb, and its teeth, which are observed, on both sides of them by chance."""
+    first = int(next(uniforms) * (depth - spacing * (gaps + more)))
+    teeth = list(range(first, first + spacing * (gaps + more) + 1, spacing))
+    below = int(next(uniforms) * (more + 1))
+    return [sorted(set(range(teeth[below], teeth[below + gaps])) - set(teeth)), teeth]
 
 
 def _uniform_numbers(generator: torch.Generator) -> Iterator[float]:
