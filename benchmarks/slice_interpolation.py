@@ -31,7 +31,7 @@ def restore_case(
     output = pipe(
         volume=volume,
         known_indices=range(0, depth, factor),
-        first_position=0,
+        first_position=None if pipe.unet.config["position_embedding"] == "relative" else 0,
         num_inference_steps=steps,
         batch_size=samples,
         generator=[torch.Generator().manual_seed(seed) for seed in range(samples)],

@@ -3,7 +3,7 @@ import json
 import nibabel as nib
 import numpy as np
 import pytest
-from slice_pipelines import make_slice_pipeline
+from slice_pipelines import make_slice_pipeline, make_slice_unet
 from typer.testing import CliRunner
 
 from voxdiff.cli.main import app
@@ -12,7 +12,8 @@ from voxdiff.cli.main import app
 @pytest.fixture(scope="module")
 def model(tmp_path_factory):
     folder = tmp_path_factory.mktemp("models") / "model"
-    make_slice_pipeline().save_pretrained(folder)
+    unet = make_slice_unet(position_embedding="relative+absolute", position_scale=11.0)
+    make_slice_pipeline(unet).save_pretrained(folder)
     return folder
 
 
@@ -42,17 +43,17 @@ def test_a_thick_scan_comes_back_thin_with_its_record(model, scan, tmp_path):
 
 
 def test_every_option_reaches_the_pipeline(model, scan, tmp_path):
-    options = ["--factor", 2, "--extend", 1, 2, "--corrupted", "0,2", "--slice-axis", 2, "--first-position", 1.5]
+    options = ["--factor", 2, "--extend", 1, 2, "--corrupted", "0,2", "--slice-axis", 1, "--first-position", 1.5]
     options += ["--intensity-range", 0, 3, "--unit", "mT"]
     result = run(scan, tmp_path / "out", model, *options, "--scheduler", "ddim")
     assert result.exit_code == 0, result.output
     record = json.loads((tmp_path / "out" / "scan-0000.json").read_text())
     conditions = record["conditions"]
-    assert conditions["known_slices"] == [3, 7] and conditions["first_position"] == 1.5
+    assert conditions["known_slices"] == [3, 7, 9, 11, 13, 15] and conditions["first_position"] == 1.5
     assert conditions["intensity_range"] == [0, 3]
     assert record["scheduler"]["class"] == "DDIMScheduler"
     image = nib.load(tmp_path / "out" / "scan-0000.nii.gz")
-    assert image.shape == (8, 8, 10) and b"mT" in image.header["descrip"].item()
+    assert image.shape == (8, 18, 4) and b"mT" in image.header["descrip"].item()
 
 
 @pytest.mark.parametrize(

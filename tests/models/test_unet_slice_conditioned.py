@@ -197,9 +197,10 @@ def test_every_target_sees_every_slot():
         assert (moved[~slices["known"][0]] > 1e-5).all()
 
 
-@pytest.mark.parametrize("masked_norm", [True, False])
-def test_padding_leaks_through_the_published_norm_only(masked_norm):
-    model, slices = make_slice_conditioned_unet(masked_norm=masked_norm), make_slices()
+@pytest.mark.parametrize(("masked_norm", "interpolates"), [(True, False), (True, True), (False, False)])
+def test_padding_leaks_through_the_published_norm_only(masked_norm, interpolates):
+    changes = {"masked_norm": masked_norm, "interpolate_known": interpolates}
+    model, slices = make_slice_conditioned_unet(**changes), make_slices()  # slot 4 is known, and padding
     valid = torch.ones(2, 6)
     valid[0, 4:] = 0
     reference, changed = predict(model, slices, valid=valid), {**slices, "sample": slices["sample"].clone()}

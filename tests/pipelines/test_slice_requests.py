@@ -6,6 +6,7 @@ from slice_pipelines import make_slice_processor
 
 from voxdiff import VolumeProcessor
 from voxdiff.pipelines.slice_requests import read_request
+from voxdiff.volume_files import make_image
 
 PLANE = np.linspace(0, 1, 64).reshape(8, 8)
 
@@ -69,6 +70,22 @@ def test_single_slices_may_be_arrays_tensors_and_images(tmp_path):
     assert torch.equal(request.clean[..., 2], request.clean[..., 7])
     assert torch.equal(request.clean[..., 4], request.clean[..., 2].flip(2))
     assert torch.equal(request.clean[..., 5], request.clean[..., 4])
+
+
+def test_images_of_single_slices_name_the_unit_and_are_not_tilted():
+    def tilted(degrees, unit=None):
+        turn = np.diag([2.0, 2, 3, 1])
+        cosine, sine = np.cos(np.radians(degrees)), np.sin(np.radians(degrees))
+        turn[1:3, 1:3] = np.array([[cosine, -sine], [sine, cosine]]) @ np.diag([2, 3])
+        return make_image(PLANE[..., None].astype(np.float32), turn, unit=unit)
+
+    assert read(known_slices={3: tilted(0.5, "ms"), 5: PLANE}).processor.unit == "ms"
+    with pytest.raises(
+        ValueError, match=r"Known slice 3 is tilted by 40\.0 degrees to the model's grid; give a 2D array"
+    ):
+        read(known_slices={3: tilted(40)})
+    with pytest.raises(ValueError, match=r"The known slices are in a\.u\. and ms; give slices of one unit"):
+        read(known_slices={3: tilted(0, "ms"), 5: tilted(0, "a.u.")})
 
 
 @pytest.mark.parametrize(("axis", "shape"), [(0, (10, 12)), (1, (8, 12)), (2, (8, 10))])

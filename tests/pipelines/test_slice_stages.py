@@ -23,7 +23,7 @@ def drawn_arguments(rng, depth):
 
 def check_plan(stages, depth, *, scheme, known, context_size, max_slices, **_):
     """Every slice once, from what is there by then, and never more slots than the network has."""
-    there = set(known) | ({0} if scheme == "anchored" else set())
+    there = set(known) or ({0} if scheme == "anchored" and depth > 1 else set())
     made = []
     for wave in sorted({stage.wave for stage in stages}):
         before = there | set(made)
@@ -60,6 +60,8 @@ def test_an_empty_slice_precedes_the_first_anchored_stage():
     assert stages[0] == SliceStage(targets=tuple(range(1, 11)), context=(0,))
     assert not any(0 in stage.targets for stage in stages)
     assert plan_stages(64, scheme="anchored", known=[0]) == stages
+    assert plan_stages(64, scheme="anchored", known=[9]) == plan_stages(64, scheme="autoregressive", known=[9])
+    assert plan_stages(1, scheme="anchored") == plan_stages(1)
 
 
 def test_the_hierarchical_scheme_is_a_comb_and_then_all_gaps():

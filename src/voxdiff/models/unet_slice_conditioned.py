@@ -166,7 +166,8 @@ class SliceConditionedUNetModel(VolumeModel):
 
         joined = join_known(sample, known_slices, known)
         if self.config["interpolate_known"]:
-            joined = torch.cat([joined, interpolate_known(sample, positions, known_slices, known)], dim=1)
+            shown = known if known is None or valid is None else known.bool() & valid.bool()
+            joined = torch.cat([joined, interpolate_known(sample, positions, known_slices, shown)], dim=1)
         hidden_states = self.conv_in(joined.permute(0, 4, 1, 2, 3).flatten(0, 1))
         maps = [hidden_states]
         for down_block in self.down_blocks:

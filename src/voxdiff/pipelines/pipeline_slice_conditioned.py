@@ -135,12 +135,12 @@ class SliceConditionedPipeline(VolumePipeline):
         """Generate volumes: from nothing, around single slices, or around the slices of a volume.
 
         The result holds the known slices bit for bit (as float32) and is in their unit: the intensity rule is inverted
-        for the slices between them. It lies on the volume's own axes and in-plane grid, oblique ones included, and its
-        affine puts each known slice where it was. Slices are counted in the model's orientation, from low to high.
+        for the slices between them. Around a volume it lies on that one's axes and in-plane grid, oblique ones included,
+        and its affine puts each known slice where it was. Slices are counted in the model's orientation, from low to high.
 
         Args:
             known_slices: Index in the result -> slice: a 2D array or tensor over the model's other two axes, or a NIfTI
-                image with one slice.
+                image with one slice, of which the voxels, their size and the unit are read; the index says where it lies.
             volume: Path, NIfTI image, array or tensor ``(x, y, z)`` whose slices are known.
             known_indices: Slices of the volume that are used; the others are generated.
             corrupted: Slices of the volume that are not used but generated anew.
@@ -207,6 +207,11 @@ class SliceConditionedPipeline(VolumePipeline):
             unit=unit,
             background=background,
         )
+        if first_position is not None and self.unet.config["position_embedding"] == "relative":
+            raise ValueError(
+                "first_position was given, but this network knows the distances between slices only (position_embedding "
+                "'relative'); leave it out."
+            )
         settings = self._or_own(scheme=scheme, stage_size=stage_size, context_size=context_size)
         settings["first_stage_size"] = first_stage_size
         stages = self.plan(request.depth, request.known, **settings)

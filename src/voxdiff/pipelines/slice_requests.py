@@ -25,6 +25,8 @@ from voxdiff.pipelines.slice_stages import check_slices
 from voxdiff.volume_files import check_values
 from voxdiff.volumes import VolumeInput, VolumeProcessor, intensity_unit, load_volume
 
+_LARGEST_TILT = 1.0  # degrees
+
 
 def read_request(
     processor: VolumeProcessor,
@@ -76,7 +78,7 @@ def read_request(
             hints = {"intensity_range": intensity_range, "unit": unit, "background": background}
             _refuse_unread(hints, "a volume or known slices")
             return condition_on_nothing(processor, grid, slice_axis, first_position)
-        known, given = place_slices(known_slices, processor, slice_axis, grid)
+        known, given, intensities = place_slices(known_slices, processor, slice_axis, grid, intensities)
         processor = replace(processor, size=grid)
     return condition_on_slices(given, known, processor, slice_axis, hints=intensities, first_position=first_position)
 
@@ -140,9 +142,13 @@ def place_volume(
 
 
 def place_slices(
-    known_slices: Mapping[int, Any], processor: VolumeProcessor, slice_axis: int, size: tuple[int, int, int]
-) -> tuple[tuple[int, ...], GivenSlices]:
-    """Single slices on a grid of the model.
+    known_slices: Mapping[int, Any],
+    processor: VolumeProcessor,
+    slice_axis: int,
+    size: tuple[int, int, int],
+    hints: IntensityHints,
+) -> tuple[tuple[int, ...], GivenSlices, IntensityHints]:
+    """Single slices on a grid of the model, whose places are their indices: where an image lies is not read.
 
     Args:
         known_slices: Index -> 2D array or tensor over the grid's other two axes in their order, or a NIfTI image or its
@@ -150,10 +156,14 @@ def place_slices(
         processor: That of the model.
         slice_axis: Along which axis the slices run.
         size: The grid (x, y, z).
+        hints: About the intensities.
+
+    Returns:
+        The indices, the slices, and the hints with the unit that the images name.
 
     Raises:
         FileNotFoundError: If there is no such file.
-        ValueError: If there is no slice, or an index or a slice does not fit the grid.
+        ValueError: If there is no slice, an index or a slice does not fit the grid, or units differ.
     """
     if not isinstance(known_slices, Mapping) or not known_slices:
         kind = "an empty" if isinstance(known_slices, Mapping) else "a"
@@ -163,7 +173,11 @@ def place_slices(
         )
     known = check_slices("known_slices", list(known_slices), size[slice_axis])
     sides = size[:slice_axis] + size[slice_axis + 1 :]
-    slices = [_read_slice(known_slices[number], f"Known slice {number}", processor, slice_axis) for number in known]
+    read = [_read_slice(known_slices[number], f"Known slice {number}", processor, slice_axis) for number in known]
+    slices, units = zip(*read, strict=True)
+    named = sorted({unit for unit in units if unit is not None})
+    if len(named) > 1:
+        raise ValueError(f"The known slices are in {' and '.join(named)}; give slices of one unit.")
     for number, values in zip(known, slices, strict=True):
         if values.shape != sides:
             raise ValueError(
@@ -177,7 +191,7 @@ def place_slices(
         source="slices",
         name="The set of known slices",
     )
-    return known, given
+    return known, given, replace(hints, unit=named[0] if named and hints.unit is None else hints.unit)
 
 
 def _open(volume: VolumeInput, processor: VolumeProcessor) -> tuple[np.ndarray, np.ndarray, str, int, str | None]:
@@ -195,7 +209,8 @@ def _open(volume: VolumeInput, processor: VolumeProcessor) -> tuple[np.ndarray, 
     return values, affine, orientation, space_code, intensity_unit(image)
 
 
-def _read_slice(given: Any, name: str, processor: VolumeProcessor, slice_axis: int) -> np.ndarray:
+def _read_slice(given: Any, name: str, processor: VolumeProcessor, slice_axis: int) -> tuple[np.ndarray, str | None]:
+    """A slice and the unit that its image names."""
     if isinstance(given, str | Path | nib.spatialimages.SpatialImage):
         image = load_volume(given)
         values, affine = turn_volume(np.asarray(image.dataobj), image.affine, processor.orientation)
@@ -204,14 +219,19 @@ def _read_slice(given: Any, name: str, processor: VolumeProcessor, slice_axis: i
                 f"{name} is an image of the shape {values.shape} in the model's orientation; give one with a single slice "
                 f"along axis {slice_axis}, or a 2D array."
             )
+        tilt = float(np.degrees(nib.affines.obliquity(image.affine).max()))
+        if tilt > _LARGEST_TILT:
+            raise ValueError(
+                f"{name} is tilted by {tilt:.1f} degrees to the model's grid; give a 2D array, or a volume, which keeps it."
+            )
         _check_spacing(voxel_sizes(affine), name, processor, slice_axis)
-        return values.squeeze(slice_axis)
+        return values.squeeze(slice_axis), intensity_unit(image)
     if not isinstance(given, np.ndarray | torch.Tensor) or given.ndim != 2:
         shape = f" of shape {tuple(given.shape)}" if isinstance(given, np.ndarray | torch.Tensor) else ""
         raise ValueError(f"{name} is a {type(given).__name__}{shape}; give a 2D array or tensor, or an image.")
     values = np.asarray(given.detach().cpu() if isinstance(given, torch.Tensor) else given)
     check_values(values[..., None], name)
-    return values
+    return values, None
 
 
 def _check_spacing(spacing: Sequence[float], name: str, processor: VolumeProcessor, slice_axis: int) -> None:

@@ -48,9 +48,9 @@ def plan_stages(
     Args:
         depth: Slices of the volume.
         scheme: ``"autoregressive"``: stage after stage upwards from the lowest known slice, or from slice 0 (the paper),
-            and at the same time downwards from it. ``"anchored"``: the same, with slice 0 known to be empty if it is not
-            known (the author's port). ``"hierarchical"``: one comb over the whole volume that takes known slices as its
-            teeth, then all gaps at once; a gap longer than a stage is combed again.
+            and at the same time downwards from it. ``"anchored"``: the same, with slice 0 known to be empty where
+            nothing is known (the author's port). ``"hierarchical"``: one comb over the whole volume that takes known
+            slices as its teeth, then all gaps at once; a gap longer than a stage is combed again.
         known: Slices that are there already, in any order.
         stage_size: Most targets of a stage.
         context_size: Most context of a stage.
@@ -62,7 +62,8 @@ def plan_stages(
     """
     _check_sizes(depth, scheme, stage_size, context_size, first_stage_size, max_slices)
     done = set(check_slices("known", known, depth))
-    done |= {0} if scheme == "anchored" else set()
+    if scheme == "anchored" and not done and depth > 1:
+        done = {0}
     stages: list[SliceStage] = []
     while len(done) < depth:
         wave = stages[-1].wave + 1 if stages else 0
