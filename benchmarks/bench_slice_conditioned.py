@@ -17,7 +17,8 @@ after the other, for one volume; slices: in all its calls, context included. Sec
 Intervals are 95 %: over pairs, over volumes (bootstrap), or by a jackknife over volumes.
 
 Missing slices: of --cases further subjects every 2nd, 4th, 8th slice is kept. PSNR and SSIM of the others; linear and cubic
-splines; --samples samples, scored one by one and as their mean, whose error is held against their spread, voxel by voxel.
+splines; --samples samples, scored one by one and as their mean, whose error is held against their spread, voxel by voxel: one
+half of the samples chooses a voxel's bin of spread, the other is measured.
 
 Volumes and cases are kept in --runs and never made again: a killed benchmark goes on where it was. Writes NAME.json and
 NAME.md below --out, after the sets and after the cases. Needs voxdiff[metrics].
@@ -57,7 +58,7 @@ def main() -> None:
     for wanted in planned_sets(args):
         result["sets"][wanted.name] = run_set(wanted, pipe, reference, args.runs)
         print(wanted.name, flush=True)
-    for name, folder in (pair.split("=", 1) for pair in args.also):
+    for name, folder in args.also.items():
         wanted = SampledSet(name=name, steps=args.steps, volumes=args.volumes)
         result["sets"][name] = run_set(wanted, load(Path(folder), args.dtype), reference, args.runs)
     write_findings(result, args)
@@ -85,8 +86,16 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--name", default="slice_conditioned")
     parser.add_argument("--out", type=Path, default=RESULTS)
     args = parser.parse_args()
-    if args.volumes < 4 or args.cases < 2 or args.samples < 2:
-        parser.error("--volumes must be at least 4, --cases and --samples at least 2")
+    if args.volumes < 4 or args.cases < 2 or args.samples < 4 or (args.long_steps and args.long_volumes < 4):
+        parser.error("--volumes, --long-volumes and --samples must be at least 4, --cases at least 2")
+    if args.long_volumes > args.volumes:
+        parser.error("--long-volumes must not exceed --volumes: the same seeds with few steps are measured beside them")
+    if any(factor < 2 for factor in args.factors):
+        parser.error("--factors must be 2 or more")
+    args.also = dict(pair.partition("=")[::2] for pair in args.also)
+    for name, folder in args.also.items():
+        if not (Path(folder) / "model_index.json").is_file():
+            parser.error(f"--also {name}={folder}: give NAME=FOLDER of a saved pipeline")
     return args
 
 
@@ -110,6 +119,16 @@ def planned_sets(args: argparse.Namespace) -> list[SampledSet]:
         )
     )
     if args.long_steps:
+        few = {"scheme": "hierarchical"}
+        sets.append(
+            SampledSet(
+                name=f"{sets[0].name}, as few volumes",
+                steps=args.steps,
+                volumes=args.long_volumes,
+                settings=few,
+                folder=sets[0].name,
+            )
+        )
         sets.append(
             SampledSet(
                 name=f"hierarchical, {args.long_steps} ancestral steps",
@@ -138,9 +157,15 @@ def run_factor(
 ) -> dict[str, Any]:
     """Mean scores of every method over the cases, and the calibration of the spread."""
     folder = args.runs / "cases" / model_hash(pipe)[:12] / f"{factor}x-{args.steps}-steps-{args.samples}-samples"
+    first = 2 * args.volumes  # of the test subjects
     found = [
         restore_case(
-            pipe, case[0], factor, samples=args.samples, steps=args.steps, path=folder / f"case-{place:04d}.json"
+            pipe,
+            case[0],
+            factor,
+            samples=args.samples,
+            steps=args.steps,
+            path=folder / f"subject-{first + place:04d}.json",
         )
         for place, case in enumerate(cases)
     ]

@@ -17,6 +17,7 @@ from voxdiff.metrics.features import PLANES, extract_features
 from voxdiff.metrics.fidelity import dot_product_mmd, frechet_distance
 from voxdiff.metrics.intervals import jackknife_interval, mean_interval, pairwise_mean_interval
 from voxdiff.metrics.similarity import draw_pairs, ms_ssim
+from voxdiff.metrics.structural import MSSSIMSettings, ms_ssim_settings
 from voxdiff.pipelines.slice_stages import SliceStage
 from voxdiff.pipelines.stage_batches import batch_stages
 from voxdiff.schedulers import swap_scheduler
@@ -40,6 +41,7 @@ class SampledSet:
         volumes: How many.
         scheduler: Short name; None is the model's own.
         settings: Further arguments of the pipeline.
+        folder: Name of the set whose volumes these are the first of; None is its own.
     """
 
     name: str
@@ -47,11 +49,13 @@ class SampledSet:
     volumes: int
     scheduler: str | None = None
     settings: dict[str, Any] = field(default_factory=dict)
+    folder: str | None = None
 
 
 def sample_set(wanted: SampledSet, pipe: Any, folder: Path) -> tuple[list[torch.Tensor], float]:
     """Volumes ``(1, x, y, z)``, those that are not in the folder made now; and the median of their seconds."""
-    folder = folder / f"{re.sub(r'[^a-z0-9]+', '-', wanted.name.lower()).strip('-')}-{wanted.steps}"
+    name = re.sub(r"[^a-z0-9]+", "-", (wanted.folder or wanted.name).lower()).strip("-")
+    folder = folder / f"{name}-{wanted.steps}"
     own = pipe.scheduler
     pipe.scheduler = own if wanted.scheduler is None else swap_scheduler(own, wanted.scheduler)
     for seed in range(wanted.volumes):
@@ -112,7 +116,10 @@ def make_reference(volumes: Sequence[torch.Tensor], axis: int) -> Reference:
 def measure_set(volumes: Sequence[torch.Tensor], reference: Reference, seams: Sequence[int] = ()) -> Row:
     """Every column of a set of volumes ``(1, x, y, z)`` in [0, 1]; `seams` are places between slices of two stages."""
     pairs = draw_pairs(len(volumes), PAIRS, 0)
-    similar = [ms_ssim(volumes[first][None], volumes[second][None]).item() for first, second in pairs.tolist()]
+    settings = similarity_settings(volumes[0].shape)
+    similar = [
+        ms_ssim(volumes[first][None], volumes[second][None], **settings).item() for first, second in pairs.tolist()
+    ]
     row = {"ms_ssim": _interval(pairwise_mean_interval(np.array(similar), pairs))}
     row["mmd"] = {"mean": dot_product_mmd(reference.volumes, volumes)}
     groups = [np.repeat(np.arange(len(each)), SLICES) for each in (reference.volumes, volumes)]
@@ -128,6 +135,13 @@ def measure_set(volumes: Sequence[torch.Tensor], reference: Reference, seams: Se
         )
         row[f"fid_{plane}"] = _interval(fid)
     return row | _measure_ends(volumes, reference) | _measure_jumps(volumes, reference, seams)
+
+
+def similarity_settings(shape: Sequence[int]) -> MSSSIMSettings:
+    """Those of the house's tables at 64 voxels a side; on smaller grids what fits."""
+    if min(shape[-3:]) >= 64:
+        return {"scales": 4, "kernel_size": 5, "sigma": 1.0}
+    return ms_ssim_settings(shape)
 
 
 def _measure_ends(volumes: Sequence[torch.Tensor], reference: Reference) -> Row:

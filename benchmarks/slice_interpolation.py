@@ -60,14 +60,24 @@ def measure_case(real: torch.Tensor, samples: torch.Tensor, factor: int) -> dict
     for name, volumes in answers.items():
         scores = [_scores(real, volume, missing) for volume in volumes]
         methods[name] = {metric: float(np.mean([score[metric] for score in scores])) for metric in scores[0]}
-    spread = samples.std(0)[..., missing].flatten().double().numpy()
-    error = (samples.mean(0) - real)[..., missing].flatten().double().numpy()
-    bins = np.digitize(spread, SPREAD_EDGES[1:-1])
-    sums = {"voxels": np.ones_like(spread), "variance": spread**2, "squared_error": error**2}
-    calibration = {
-        name: np.bincount(bins, values, minlength=len(SPREAD_EDGES) - 1).tolist() for name, values in sums.items()
-    }
-    return {"methods": methods, "calibration": calibration, "samples": len(samples)}
+    return {"methods": methods, "calibration": sum_by_spread(real[..., missing], samples[..., missing])}
+
+
+def sum_by_spread(real: torch.Tensor, samples: torch.Tensor) -> dict[str, list[float]]:
+    """Number of voxels, variance of the samples and squared error of their mean, summed in bins of spread.
+
+    A voxel whose few samples lie close together by chance would seem to err much. So one half of the samples chooses the
+    bin, and the other is measured in it; then they change places.
+    """
+    half = len(samples) // 2
+    found = {name: np.zeros(len(SPREAD_EDGES) - 1) for name in ("voxels", "variance", "squared_error")}
+    for choosing, measured in ((samples[:half], samples[half : 2 * half]), (samples[half : 2 * half], samples[:half])):
+        bins = np.digitize(choosing.std(0).flatten().double().numpy(), SPREAD_EDGES[1:-1])
+        variance = measured.var(0).flatten().double().numpy()
+        error = (measured.mean(0) - real).flatten().double().numpy()
+        for name, values in (("voxels", np.ones_like(error)), ("variance", variance), ("squared_error", error**2)):
+            found[name] += np.bincount(bins, values, minlength=len(SPREAD_EDGES) - 1)
+    return {"half": half, **{name: values.tolist() for name, values in found.items()}}
 
 
 def interpolate(real: torch.Tensor, factor: int, degree: int) -> torch.Tensor:
@@ -80,14 +90,14 @@ def interpolate(real: torch.Tensor, factor: int, degree: int) -> torch.Tensor:
 def calibrate(cases: Sequence[Mapping[str, Any]]) -> list[dict[str, float]]:
     """For each bin of spread, and for all together: root mean square spread and error of the mean, and their ratio.
 
-    The truth lies about the mean of n samples with 1 + 1/n times their variance if it is a further sample; the spread is
-    given with that factor, so that a ratio of error to spread of 1 is calibrated.
+    The truth lies about the mean of n samples (half of all) with 1 + 1/n times their variance if it is a further sample;
+    the spread is given with that factor, so that a ratio of error to spread of 1 is calibrated.
     """
     sums = {
         name: np.sum([case["calibration"][name] for case in cases], axis=0)
         for name in ("voxels", "variance", "squared_error")
     }
-    factor = 1 + 1 / cases[0]["samples"]
+    factor = 1 + 1 / cases[0]["calibration"]["half"]
     rows = []
     edges = [*itertools.pairwise(SPREAD_EDGES), (0.0, np.inf)]
     for place, (low, high) in enumerate(edges):
