@@ -11,7 +11,10 @@ MISTAKES = {
     "slices": ({"max_slices": 1}, "--max_slices is 1; give a whole number of at least 2"),
     "observed": ({"observed_share": 1.5}, "--observed_share is 1.5; give a number from 0 to 1"),
     "gaps": ({"gap_share": -0.1}, "--gap_share is -0.1; give a number from 0 to 1"),
-    "gaps of few slices": ({"gap_share": 0.5, "max_slices": 2}, "--gap_share needs --max_slices of at least 3"),
+    "gaps alone": (
+        {"gap_share": 1.0, "observed_share": 0.2},
+        "--observed_share is of the steps that --gap_share 1 leaves",
+    ),
     "pretrained interpolation": (
         {"pretrained_model_name_or_path": "x", "interpolate_known": True},
         "--interpolate_known comes from the pretrained model",

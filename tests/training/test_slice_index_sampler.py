@@ -215,3 +215,8 @@ def test_the_share_of_steps_that_fill_gaps_can_be_set():
     assert abs(found - 0.4) < 3 * math.sqrt(0.24 / 300)
     targets, observed = SliceIndexSampler(gap_share=1.0).draw(2, 0, noise_of(0, [0]))
     assert targets.numel() and targets.numel() + observed.numel() <= 2
+
+
+def test_a_gap_needs_three_slices():
+    with pytest.raises(ValueError, match=r"gap_share is 0\.5 with 2 slices a step; a gap needs 3"):
+        SliceIndexSampler(max_slices=2, gap_share=0.5)

@@ -189,8 +189,7 @@ class SliceConditionedPipeline(VolumePipeline):
             output_type=output_type,
             callback_on_step_end_tensor_inputs=callback_on_step_end_tensor_inputs,
         )
-        if max_batch is not None and (not isinstance(max_batch, int) or isinstance(max_batch, bool) or max_batch < 1):
-            raise ValueError(f"max_batch is {max_batch!r}; give a whole number of at least 1.")
+        self._check_call(max_batch, first_position)
         request = read_request(
             self.volume_processor,
             self.config["slice_axis"] if slice_axis is None else slice_axis,
@@ -207,11 +206,6 @@ class SliceConditionedPipeline(VolumePipeline):
             unit=unit,
             background=background,
         )
-        if first_position is not None and self.unet.config["position_embedding"] == "relative":
-            raise ValueError(
-                "first_position was given, but this network knows the distances between slices only (position_embedding "
-                "'relative'); leave it out."
-            )
         settings = self._or_own(scheme=scheme, stage_size=stage_size, context_size=context_size)
         settings["first_stage_size"] = first_stage_size
         stages = self.plan(request.depth, request.known, **settings)
@@ -314,6 +308,15 @@ class SliceConditionedPipeline(VolumePipeline):
             known["known"] = (torch.arange(sample.shape[-1], device=sample.device) < count).expand(len(sample), -1)
             known["num_targets"] = len(noisy) * noisy.shape[-1]
         return self.unet(sample, timestep, positions=positions, **known).sample[..., count:].float()
+
+    def _check_call(self, max_batch: int | None, first_position: float | None) -> None:
+        if max_batch is not None and (not isinstance(max_batch, int) or isinstance(max_batch, bool) or max_batch < 1):
+            raise ValueError(f"max_batch is {max_batch!r}; give a whole number of at least 1.")
+        if first_position is not None and self.unet.config["position_embedding"] == "relative":
+            raise ValueError(
+                "first_position was given, but this network knows the distances between slices only (position_embedding "
+                "'relative'); leave it out."
+            )
 
     def _or_own(self, **settings: Any) -> dict[str, Any]:
         return {name: self.config[name] if value is None else value for name, value in settings.items()}

@@ -20,12 +20,19 @@ class SliceIndexSampler:
         observed_share: Share of the steps that observe any slice; None is that of FDM, which observes none in two steps of
             three (at 64 slices and 20 at a step).
         gap_share: Share of the steps that learn to fill neighbouring gaps of a comb (:func:`draw_comb`), as a stage of
-            z-super-resolution does; the others are as above.
+            z-super-resolution does; the others are as above, and so are all in a volume of fewer than 3 slices.
+
+    Raises:
+        ValueError: If gaps are wanted and ``max_slices`` is below 3.
     """
 
     def __init__(
         self, *, max_slices: int = 20, seed: int = 0, observed_share: float | None = None, gap_share: float = 0.0
     ) -> None:
+        if gap_share and max_slices < 3:
+            raise ValueError(
+                f"gap_share is {gap_share:g} with {max_slices} slices a step; a gap needs 3, one between two known ones."
+            )
         self.max_slices = max_slices
         self.seed = seed
         self.observed_share = observed_share
