@@ -28,11 +28,14 @@ _PICTURE_PERCENTILES = (0.5, 99.5)
 _PANEL_PIXELS = 256
 
 
-def load_volume(path_or_image: str | Path | nib.spatialimages.SpatialImage) -> nib.Nifti1Image:
+def load_volume(
+    path_or_image: str | Path | nib.spatialimages.SpatialImage, *, allow_nan: bool = False
+) -> nib.Nifti1Image:
     """Reads one complete 3D volume into memory.
 
     Args:
         path_or_image: Any file that nibabel reads (`.nii`, `.nii.gz`, `.mgz`, ...), or a nibabel image.
+        allow_nan: Whether NaN and infinite voxels are let through, for a caller that uses a part of the volume.
 
     Returns:
         The image with its voxels in memory, whole numbers as stored, others as float32. A 4D image of one frame loses
@@ -63,7 +66,7 @@ def load_volume(path_or_image: str | Path | nib.spatialimages.SpatialImage) -> n
         raise ValueError(f"{name} is damaged or truncated ({_reason(error)}); copy or download it again.") from error
     while values.ndim > 3 and values.shape[-1] == 1:
         values = values[..., 0]
-    check_values(values, name)
+    check_values(values, name, allow_nan=allow_nan)
     affine = np.asarray(image.affine, dtype=float) if image.affine is not None else np.eye(4)
     if not np.isfinite(affine).all() or abs(np.linalg.det(affine[:3, :3])) < 1e-12:
         raise ValueError(f"{name} has an affine that does not place its voxels in the world; repair its header.")
@@ -77,8 +80,8 @@ def load_volume(path_or_image: str | Path | nib.spatialimages.SpatialImage) -> n
     return nib.Nifti1Image(values.astype(stored), affine, header, dtype=stored)
 
 
-def check_values(values: np.ndarray, name: str) -> None:
-    """Raises a ValueError unless the array is 3D, not empty, real and finite."""
+def check_values(values: np.ndarray, name: str, *, allow_nan: bool = False) -> None:
+    """Raises a ValueError unless the array is 3D, not empty, real and, unless it need not be, finite."""
     if values.dtype.kind not in "fiub":
         raise ValueError(f"{name} holds {values.dtype} voxels; give one real number a voxel.")
     if values.ndim != 3:
@@ -87,7 +90,7 @@ def check_values(values: np.ndarray, name: str) -> None:
         )
     if values.size == 0:
         raise ValueError(f"{name} is empty, its shape is {values.shape}; give at least one voxel along each axis.")
-    if not np.isfinite(values).all():
+    if not allow_nan and not np.isfinite(values).all():
         count = int(values.size - np.isfinite(values).sum())
         raise ValueError(f"{name} holds {count} NaN or infinite voxels; replace them with a number first.")
 

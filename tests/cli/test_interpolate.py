@@ -59,7 +59,7 @@ def test_every_option_reaches_the_pipeline(model, scan, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
-        ((), "All 4 slices are known; name factor, extend or corrupted"),
+        ((), "the result has 4 slices and all are known; give a factor above 1"),
         (("--corrupted", "1-3"), "--corrupted is '1-3'; write whole numbers with commas"),
         (("--corrupted", "9"), "corrupted has the slice 9; give whole numbers from 0 to 3"),
         (("--factor", 2, "--num-volumes", 0), "--num-volumes is 0"),

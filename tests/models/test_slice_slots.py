@@ -73,7 +73,7 @@ def test_interpolation_agrees_with_numpy_at_any_positions():
 )
 def test_what_does_not_fit_the_slots_raises(changes, message):
     slots = {"sample": torch.zeros(2, 1, 4, 4, 3), "known_slices": torch.zeros(2, 1, 4, 4, 3)}
-    slots |= {"positions": torch.zeros(2, 3), "known": KNOWN, "valid": VALID}
+    slots |= {"positions": torch.arange(6.0).view(2, 3), "known": KNOWN, "valid": VALID}
     check_slots(**slots)
     with pytest.raises(ValueError, match=message) as error:
         check_slots(**{**slots, **changes})

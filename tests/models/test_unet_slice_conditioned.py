@@ -303,13 +303,17 @@ def test_a_fresh_network_predicts_zero():
 )
 def test_samples_that_do_not_fit_raise(shape, message):
     with pytest.raises(ValueError, match=message):
-        make_slice_conditioned_unet()(torch.zeros(shape), 9, positions=torch.zeros(1, 5))
+        make_slice_conditioned_unet()(torch.zeros(shape), 9, positions=torch.arange(5.0)[None])
 
 
 def test_slots_are_checked():
     slices = make_slices()
     with pytest.raises(ValueError, match="missing known, which says where they are"):
         predict(make_slice_conditioned_unet(), {**slices, "known": None})
+    with pytest.raises(ValueError, match="got 3 timesteps for a batch of 2; give one, or one a sample"):
+        predict(make_slice_conditioned_unet(), slices, timestep=torch.tensor([1, 2, 3]))
+    with pytest.raises(RuntimeError, match="got one position for two slots of a sample; name each slice once"):
+        predict(make_slice_conditioned_unet(), {**slices, "positions": torch.zeros_like(slices["positions"])})
 
 
 @pytest.mark.parametrize(
@@ -317,6 +321,8 @@ def test_slots_are_checked():
     [
         ({"attention_levels": (True,)}, "1 values for 2 levels"),
         ({"norm_num_groups": 3}, "divides every width"),
+        ({"norm_num_groups": 0}, "norm_num_groups is 0; give at least one level and one group"),
+        ({"block_out_channels": ()}, r"block_out_channels are \(\) and norm_num_groups is 2; give at least one level"),
         ({"num_attention_heads": 3}, r"widths \[8\] cannot be split into 3 heads"),
         ({"num_attention_heads": 0}, "into 0 heads"),
         ({"attention_levels": (True, False), "num_attention_heads": 8}, r"widths \[4, 8\] cannot be split"),

@@ -297,7 +297,10 @@ def test_half_precision_runs_and_keeps_known_slices(dtype):
         ({"volume": make_volume(), "corrupted": [3, 3]}, "corrupted has the slice 3 twice"),
         ({"known_slices": {1: make_volume()[:4, :, 0]}}, r"has the shape \(4, 8\), but across axis 2 this grid"),
         ({"context_size": 5}, "a context of 5 has 8 slices, but this network takes at most 7 at a time"),
-        ({"volume": make_volume()}, "All 12 slices are known; name factor, extend or corrupted"),
+        ({"volume": make_volume()}, "the result has 12 slices and all are known; give a factor above 1"),
+        ({"volume": make_volume()[..., :1], "factor": 4}, "the result has 1 slices and all are known; give a factor"),
+        ({"generator": [None]}, r"generator is \[None\]; give a torch.Generator, or a list of one a sample"),
+        ({"generator": 7}, "generator is 7; give a torch.Generator"),
         ({"scheme": "inwards"}, "scheme is 'inwards'; use one of"),
         ({"first_position": 2}, r"first_position was given, but this network knows the distances .*; leave it out"),
         ({"max_batch": 0}, "max_batch is 0; give a whole number of at least 1"),
@@ -316,7 +319,8 @@ def test_a_pipeline_of_impossible_parts_is_refused():
         make_slice_pipeline(make_slice_unet(in_channels=3, out_channels=3))
     with pytest.raises(ValueError, match="scheme is 'inwards'"):
         make_slice_pipeline(scheme="inwards")
-    with pytest.raises(ValueError, match="slice_axis is 3; use 0, 1 or 2"):
-        make_slice_pipeline(slice_axis=3)
+    for axis in (3, True):
+        with pytest.raises(ValueError, match=f"slice_axis is {axis}; use 0, 1 or 2"):
+            make_slice_pipeline(slice_axis=axis)
     with pytest.raises(ValueError, match="A stage of 5 slices with a context of 4 has 9 slices"):
         make_slice_pipeline(stage_size=5)

@@ -43,6 +43,23 @@ def test_corrupted_slices_have_no_influence_even_on_the_scaling():
     assert torch.equal(whole.clean, repaired.clean)
 
 
+def test_voxels_that_are_not_used_may_be_nan(tmp_path):
+    values = make_volume().astype(np.float32)
+    broken = values.copy()
+    broken[..., 3] = np.nan
+    nib.save(nib.Nifti1Image(broken, np.diag([2, 2, 3, 1])), tmp_path / "broken.nii")
+    for volume in (broken, torch.from_numpy(broken), tmp_path / "broken.nii"):
+        assert torch.equal(read(volume=volume, corrupted=[3]).clean, read(volume=values, corrupted=[3]).clean)
+        with pytest.raises(ValueError, match=r"The volume .*holds 64 NaN or infinite voxels"):
+            read(volume=volume, corrupted=[2])
+
+
+def test_bfloat16_is_read_as_it_is():
+    volume, plane = torch.from_numpy(make_volume()).bfloat16(), torch.from_numpy(PLANE).bfloat16()
+    assert torch.equal(read(volume=volume, corrupted=[0]).clean, read(volume=volume.float(), corrupted=[0]).clean)
+    assert torch.equal(read(known_slices={1: plane}).clean, read(known_slices={1: plane.float()}).clean)
+
+
 def test_slices_are_counted_in_the_models_orientation():
     values = make_volume()
     flipped = nib.Nifti1Image(values[..., ::-1].copy(), np.diag([2, 2, -3, 1]))
@@ -140,6 +157,15 @@ def test_a_ct_model_asks_for_hu():
         ({"volume": make_volume()[0]}, r"The volume has shape \(8, 6\); give a 3D volume"),
         ({"volume": make_volume(), "intensity_range": (3, 3)}, "The window is 3.0 to 3.0; give low and high"),
         ({"corrupted": [1]}, "corrupted was given without a volume"),
+        ({"volume": make_volume(), "background": "0"}, "background is '0'; give one finite number"),
+        (
+            {"volume": make_volume(), "background": 1e9},
+            r"background is 1e\+09, but the volume has values from 0\.\S+ to 0\.\S+; give the value that they have outside",
+        ),
+        (
+            {"volume": make_volume(), "factor": 1000},
+            "The result would have 5001 slices; give a spacing, a factor or an",
+        ),
         ({"background": 0.0}, "background was given without a volume or known slices"),
         ({"axis": 3}, "slice_axis is 3; use 0, 1 or 2"),
         ({"axis": 1.0}, "slice_axis is 1.0; use 0, 1 or 2"),

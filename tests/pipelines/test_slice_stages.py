@@ -55,6 +55,16 @@ def test_the_papers_scheme_has_13_stages_of_10_and_the_last_of_8():
     assert len(plan_stages(128, scheme="autoregressive", first_stage_size=20)) == 12  # FDM's
 
 
+def test_a_stage_that_grows_sees_every_known_slice_beside_its_targets():
+    known = range(1, 64, 2)
+    for context_size in (2, 3, 10):
+        stages = plan_stages(64, scheme="autoregressive", known=known, context_size=context_size)
+        for stage in stages:
+            beside = {number + step for number in stage.targets for step in (-1, 1)}
+            assert beside & set(known) <= set(stage.context)
+    assert len(plan_stages(64, scheme="autoregressive", known=known, context_size=1)) == 32
+
+
 def test_an_empty_slice_precedes_the_first_anchored_stage():
     stages = plan_stages(64, scheme="anchored")
     assert stages[0] == SliceStage(targets=tuple(range(1, 11)), context=(0,))

@@ -24,7 +24,8 @@ def interpolate(
         tuple[int, int] | None, typer.Option(help="Slices to add below and above, at the new spacing.")
     ] = None,
     corrupted: Annotated[
-        str | None, typer.Option(help="Slices of the scan to make anew, such as 3,4; from low to high in RAS order.")
+        str | None,
+        typer.Option(help="Slices of the scan to make anew, such as 3,4; from low to high in the model's orientation."),
     ] = None,
     slice_axis: Annotated[
         int | None, typer.Option(help="0 sagittal, 1 coronal, 2 axial; default: what the model was trained on.")

@@ -20,6 +20,20 @@ def nearest_valid_sizes(size: int, factor: int) -> str:
     return f"{below} or {below + factor}" if below else f"{factor}"
 
 
+def expand_timesteps(timestep: torch.Tensor | float | int, sample: torch.Tensor) -> torch.Tensor:
+    """One timestep a sample ``(batch,)``, on the sample's device.
+
+    Raises:
+        ValueError: If there are neither one nor as many as samples.
+    """
+    timesteps = torch.as_tensor(timestep, device=sample.device).reshape(-1)
+    if len(timesteps) not in (1, len(sample)):
+        raise ValueError(
+            f"The network got {len(timesteps)} timesteps for a batch of {len(sample)}; give one, or one a sample."
+        )
+    return timesteps.expand(len(sample))
+
+
 def halve(hidden_states: torch.Tensor) -> torch.Tensor:
     """Average every 2x2x2 cell. PyTorch's pooling has no 16-bit kernel on a CPU, hence the detour in float32."""
     if hidden_states.device.type == "cpu" and hidden_states.dtype != torch.float64:

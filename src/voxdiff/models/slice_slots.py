@@ -27,6 +27,17 @@ def check_slots(
             f"The known slices have the shape {tuple(known_slices.shape)}, but the noisy ones {tuple(sample.shape)}; pass "
             "tensors of one shape, with anything in the slots that are not known."
         )
+    _check_distinct(positions, valid)
+
+
+def _check_distinct(positions: torch.Tensor, valid: torch.Tensor | None) -> None:
+    """Raise RuntimeError if two slots of a sample are one slice; on a GPU it may come later than the call."""
+    same = (positions[:, :, None] == positions[:, None, :]).triu(1)
+    if valid is not None:
+        same &= valid.bool()[:, :, None] & valid.bool()[:, None, :]
+    torch._assert_async(
+        ~same.any(), "The U-Net got one position for two slots of a sample; name each slice once, padding apart."
+    )
 
 
 def join_known(sample: torch.Tensor, known_slices: torch.Tensor | None, known: torch.Tensor | None) -> torch.Tensor:

@@ -13,7 +13,7 @@ from diffusers.utils import BaseOutput
 from torch import nn
 
 from voxdiff.models.base import VolumeModel
-from voxdiff.models.layers_3d import nearest_valid_sizes
+from voxdiff.models.layers_3d import expand_timesteps, nearest_valid_sizes
 from voxdiff.models.layers_informed_slice import (
     InformedSliceDownBlock,
     InformedSliceMidBlock,
@@ -217,8 +217,8 @@ class InformedSliceUNetModel(VolumeModel):
         return InformedSliceUNetOutput(sample=output) if return_dict else (output,)
 
     def _embed_time(self, timestep: torch.Tensor | float | int, sample: torch.Tensor) -> torch.Tensor:
-        timesteps = torch.as_tensor(timestep, device=sample.device).reshape(-1).expand(sample.shape[0])
-        return F.silu(self.time_embedding(self.time_proj(timesteps).to(sample.dtype)))
+        timesteps = self.time_proj(expand_timesteps(timestep, sample))
+        return F.silu(self.time_embedding(timesteps.to(sample.dtype)))
 
     def _check_inputs(self, sample: torch.Tensor, known: torch.Tensor | None) -> None:
         channels, divisor = self.config["in_channels"], self.size_divisor

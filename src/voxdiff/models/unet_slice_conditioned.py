@@ -11,7 +11,7 @@ from diffusers.utils import BaseOutput
 from torch import nn
 
 from voxdiff.models.base import VolumeModel
-from voxdiff.models.layers_3d import nearest_valid_sizes, zero_module
+from voxdiff.models.layers_3d import expand_timesteps, nearest_valid_sizes, zero_module
 from voxdiff.models.layers_slice_conditioned import (
     SliceConditionedDownBlock,
     SliceConditionedMidBlock,
@@ -200,11 +200,10 @@ class SliceConditionedUNetModel(VolumeModel):
         sample: torch.Tensor,
     ) -> tuple[SliceSet, torch.Tensor]:
         """What attention knows of the slices, and the embedding of each slot."""
-        batch, slots = positions.shape
-        timesteps = torch.as_tensor(timestep, device=sample.device).reshape(-1).expand(batch)
-        time = self.time_embedding(self.time_proj(timesteps).to(sample.dtype))
+        timesteps = self.time_proj(expand_timesteps(timestep, sample))
+        time = self.time_embedding(timesteps.to(sample.dtype))
         slices = SliceSet(time, distance_features(positions).to(sample.dtype), None if valid is None else valid.bool())
-        temb = time.repeat_interleave(slots, dim=0)
+        temb = time.repeat_interleave(positions.shape[1], dim=0)
         if self.config["position_embedding"] == "relative+absolute":
             fractions = positions.float().flatten() / self.config["position_scale"]
             temb = temb + self.absolute_embedding(self.time_proj(1000 * fractions).to(sample.dtype))
@@ -228,6 +227,10 @@ def _check_config(config: Any) -> None:
     """Raise ValueError unless the widths, levels, groups, heads and positions fit each other."""
     widths, flags = tuple(config["block_out_channels"]), tuple(config["attention_levels"])
     groups, heads = config["norm_num_groups"], config["num_attention_heads"]
+    if not widths or groups < 1:
+        raise ValueError(
+            f"block_out_channels are {widths} and norm_num_groups is {groups}; give at least one level and one group."
+        )
     if len(flags) != len(widths):
         raise ValueError(f"attention_levels are {len(flags)} values for {len(widths)} levels; give one a level.")
     if any(width % groups for width in widths):

@@ -12,7 +12,7 @@ from diffusers.utils import BaseOutput
 from torch import nn
 
 from voxdiff.models.base import VolumeModel
-from voxdiff.models.layers_3d import ResnetBlock3D, nearest_valid_sizes, zero_module
+from voxdiff.models.layers_3d import ResnetBlock3D, expand_timesteps, nearest_valid_sizes, zero_module
 
 SKIP_MODES = ("additive", "concat")
 
@@ -187,8 +187,8 @@ class WaveletUNet3DModel(VolumeModel):
                 )
 
     def _embed_time(self, timestep: torch.Tensor | float | int, sample: torch.Tensor) -> torch.Tensor:
-        timesteps = torch.as_tensor(timestep, device=sample.device).reshape(-1).expand(sample.shape[0])
-        return F.silu(self.time_embedding(self.time_proj(timesteps).to(sample.dtype)))
+        timesteps = self.time_proj(expand_timesteps(timestep, sample))
+        return F.silu(self.time_embedding(timesteps.to(sample.dtype)))
 
     def _run(self, resnet: nn.Module, hidden_states: torch.Tensor, temb: torch.Tensor) -> torch.Tensor:
         if torch.is_grad_enabled() and self.gradient_checkpointing:

@@ -9,6 +9,7 @@ from diffusers.models.embeddings import TimestepEmbedding, Timesteps
 from torch import nn
 
 from voxdiff.models.base import VolumeModel
+from voxdiff.models.layers_3d import expand_timesteps
 
 NULL_LABEL = -1
 
@@ -94,8 +95,8 @@ class ConditionedVolumeModel(VolumeModel):
     ) -> torch.Tensor:
         """Activated embedding ``(batch, 2 * width)`` of a sample in the network's own axis order."""
         batch = sample.shape[0]
-        timesteps = torch.as_tensor(timestep, device=sample.device).reshape(-1).expand(batch)
-        embedding = self.time_embedding(self.time_proj(timesteps).to(sample.dtype))
+        timesteps = self.time_proj(expand_timesteps(timestep, sample))
+        embedding = self.time_embedding(timesteps.to(sample.dtype))
         rows = self._class_rows(class_labels, batch)
         if rows is not None:
             embedding = embedding + self.class_embedding(rows)

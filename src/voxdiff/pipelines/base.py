@@ -97,6 +97,9 @@ class VolumePipeline(diffusers.DiffusionPipeline):
                 f"num_inference_steps is {num_inference_steps}; {type(self.scheduler).__name__} takes at most {most // 2} "
                 f"steps or all {most}: in between its steps do not begin at pure noise."
             )
+        for one in generator if isinstance(generator, list) else [generator]:
+            if not isinstance(one, torch.Generator) and (one is not None or isinstance(generator, list)):
+                raise ValueError(f"generator is {generator!r}; give a torch.Generator, or a list of one a sample.")
         if isinstance(generator, list) and len(generator) != batch_size:
             raise ValueError(
                 f"{len(generator)} generators were given for a batch of {batch_size}; give one, or one a sample."

@@ -12,7 +12,7 @@ from voxdiff.pipelines.informed_slice_requests import crop_in_plane, pad_in_plan
 from voxdiff.pipelines.output import VolumePipelineOutput
 from voxdiff.pipelines.sampling_loop import run_sampling_loop
 from voxdiff.pipelines.slice_conditions import SliceRequest
-from voxdiff.pipelines.slice_requests import read_request
+from voxdiff.pipelines.slice_requests import check_slice_axis, read_request
 from voxdiff.pipelines.slice_stages import SliceStage, plan_stages
 from voxdiff.pipelines.stage_batches import batch_stages, cut_context, cut_targets, slot_positions, write_targets
 from voxdiff.pipelines.window_batches import spread_generators
@@ -71,8 +71,7 @@ class SliceConditionedPipeline(VolumePipeline):
             max_slices=max_slices,
         )
         self.plan(depth=1)  # raises on an impossible scheme or size
-        if slice_axis not in (0, 1, 2):
-            raise ValueError(f"slice_axis is {slice_axis!r}; use 0, 1 or 2.")
+        check_slice_axis(slice_axis)
         channels = unet.config["in_channels"], unet.config["out_channels"]
         if channels != (1, 1):
             raise ValueError(
@@ -153,8 +152,9 @@ class SliceConditionedPipeline(VolumePipeline):
             scheme: ``"hierarchical"``, ``"autoregressive"`` or ``"anchored"``; None is the pipeline's, as for the sizes.
             stage_size: Most slices that a stage generates.
             context_size: Most slices that a stage sees.
-            first_stage_size: Slices of the first stage, or of the hierarchical scheme's comb; None is `stage_size`, for the
-                comb as many as the network takes.
+            first_stage_size: Most slices of the first stage, which beside known slices has room for what `max_slices` leaves
+                of them, or of the hierarchical scheme's comb; None is `stage_size`, for the comb as many as the network
+                takes.
             first_position: Where, in slices of the model, the result's first slice lies; None puts the result in the
                 middle of the model's grid.
             intensity_range: Values of the known slices that the ends of the model's range stand for, instead of what its
@@ -211,8 +211,8 @@ class SliceConditionedPipeline(VolumePipeline):
         stages = self.plan(request.depth, request.known, **settings)
         if not stages:
             raise ValueError(
-                f"All {request.depth} slices are known; name factor, extend or corrupted, so that there is something to "
-                "generate."
+                f"Nothing to generate, the result has {request.depth} slices and all are known; give a factor above 1 "
+                "for several slices, or extend or corrupted."
             )
 
         volumes = self.prepare_volumes(request, batch_size)

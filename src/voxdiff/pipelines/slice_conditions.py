@@ -222,6 +222,8 @@ def _own_scale(values: np.ndarray, processor: VolumeProcessor, name: str, hints:
         low, high = processor.limits(values, name, background)
     else:
         low, high = check_numbers("intensity_range", hints.limits, 2, "two numbers, the lower first")
+    if hints.background is not None:
+        _check_background(hints.background, min(values.min(), low), max(values.max(), high), name)
     return replace(
         processor,
         intensity="window",
@@ -241,6 +243,15 @@ def _check_scale(values: np.ndarray, processor: VolumeProcessor, name: str) -> N
         raise ValueError(
             f"{name} has values from {values.min():g} to {values.max():g}, but this model works from {low:g} to "
             f"{high:g}; pass intensity_range, the values that shall become these two."
+        )
+
+
+def _check_background(background: float, low: float, high: float, name: str) -> None:
+    """Raise ValueError if the value of air lies farther from the slices' values than they reach."""
+    if max(background - high, low - background) > high - low:
+        raise ValueError(
+            f"background is {background:g}, but {name[0].lower()}{name[1:]} has values from {low:g} to {high:g}; give the "
+            "value that they have outside the patient."
         )
 
 

@@ -11,6 +11,7 @@ from voxdiff.volume_grids import centred_affine
 from voxdiff.volume_intensities import check_numbers
 from voxdiff.volumes import VolumeProcessor
 
+_MOST_SLICES = 4096
 # Spacings that differ by no more than this part are one: headers round.
 _SAME_SPACING = 0.01
 
@@ -60,11 +61,19 @@ def refine_grid(
 
     Returns:
         Affine and shape of the new grid.
+
+    Raises:
+        ValueError: If it would have more than 4096 slices.
     """
     refined, sizes = np.array(affine, dtype=float), [int(size) for size in shape]
     refined[:3, slice_axis] /= factor
     refined[:3, 3] -= extend[0] * refined[:3, slice_axis]
     sizes[slice_axis] = (sizes[slice_axis] - 1) * factor + 1 + extend[0] + extend[1]
+    if sizes[slice_axis] > _MOST_SLICES:
+        raise ValueError(
+            f"The result would have {sizes[slice_axis]} slices; give a spacing, a factor or an extension that leads to at "
+            f"most {_MOST_SLICES}."
+        )
     return refined, (sizes[0], sizes[1], sizes[2])
 
 

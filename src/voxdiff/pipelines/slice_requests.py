@@ -23,6 +23,7 @@ from voxdiff.pipelines.slice_conditions import (
 from voxdiff.pipelines.slice_grids import find_factor, refine_grid, same_spacing, turn_volume, voxel_sizes
 from voxdiff.pipelines.slice_stages import check_slices
 from voxdiff.volume_files import check_values
+from voxdiff.volume_intensities import check_numbers
 from voxdiff.volumes import VolumeInput, VolumeProcessor, intensity_unit, load_volume
 
 _LARGEST_TILT = 1.0  # degrees
@@ -51,8 +52,7 @@ def read_request(
         FileNotFoundError: If there is no such file.
         ValueError: If the conditions contradict each other or do not fit the model.
     """
-    if not isinstance(slice_axis, Integral) or isinstance(slice_axis, bool) or slice_axis not in (0, 1, 2):
-        raise ValueError(f"slice_axis is {slice_axis!r}; use 0, 1 or 2, the axis x, y or z along which the slices run.")
+    check_slice_axis(slice_axis)
     if known_slices is not None and volume is not None:
         raise ValueError(
             "known_slices and a volume were given; write the slices into the volume and name known_indices."
@@ -64,6 +64,8 @@ def read_request(
         "factor": factor,
         "slice_spacing": slice_spacing,
     }
+    if background is not None:
+        (background,) = check_numbers("background", background, 1, "one finite number")
     intensities = IntensityHints(limits=intensity_range, unit=unit, background=background)
     if volume is not None:
         if size is not None:
@@ -81,6 +83,12 @@ def read_request(
         known, given, intensities = place_slices(known_slices, processor, slice_axis, grid, intensities)
         processor = replace(processor, size=grid)
     return condition_on_slices(given, known, processor, slice_axis, hints=intensities, first_position=first_position)
+
+
+def check_slice_axis(slice_axis: int) -> None:
+    """Raise ValueError unless it is 0, 1 or 2."""
+    if not isinstance(slice_axis, Integral) or isinstance(slice_axis, bool) or slice_axis not in (0, 1, 2):
+        raise ValueError(f"slice_axis is {slice_axis!r}; use 0, 1 or 2, the axis x, y or z along which the slices run.")
 
 
 def place_volume(
@@ -118,8 +126,9 @@ def place_volume(
     """
     values, affine, orientation, space_code, unit = _open(volume, processor)
     source = str(volume) if isinstance(volume, str | Path) else type(volume).__name__
-    count = values.shape[slice_axis]
-    used = _usable_slices(known_indices, corrupted, count)
+    name = f"The volume {source!r}" if isinstance(volume, str | Path) else "The volume"
+    used = _usable_slices(known_indices, corrupted, values.shape[slice_axis])
+    check_values(np.take(values, used, slice_axis), name)
     if isinstance(volume, np.ndarray | torch.Tensor) and slice_spacing is not None:
         raise ValueError(
             "slice_spacing was given, but an array has no spacing of its own; give factor, or a NIfTI image."
@@ -136,7 +145,7 @@ def place_volume(
         orientation=orientation,
         space_code=space_code,
         source=source,
-        name=f"The volume {source!r}" if isinstance(volume, str | Path) else "The volume",
+        name=name,
     )
     return places, given, replace(hints, unit=unit if hints.unit is None else hints.unit)
 
@@ -195,14 +204,14 @@ def place_slices(
 
 
 def _open(volume: VolumeInput, processor: VolumeProcessor) -> tuple[np.ndarray, np.ndarray, str, int, str | None]:
-    """Voxels and affine in the model's orientation; axis code, space code and unit of the input."""
+    """Voxels, perhaps not finite, and affine in the model's orientation; axis code, space code and unit of the input."""
     if isinstance(volume, np.ndarray | torch.Tensor):
-        values = np.asarray(volume.detach().cpu() if isinstance(volume, torch.Tensor) else volume)
-        check_values(values, "The volume")
+        values = _to_array(volume)
+        check_values(values, "The volume", allow_nan=True)
         return values, processor.model_affine(values.shape), processor.orientation, 2, None
     if not isinstance(volume, str | Path | nib.spatialimages.SpatialImage):
         raise ValueError(f"The volume is a {type(volume).__name__}; give a path, an image, an array or a tensor.")
-    image = load_volume(volume)
+    image = load_volume(volume, allow_nan=True)
     values, affine = turn_volume(np.asarray(image.dataobj), image.affine, processor.orientation)
     orientation = "".join(nib.orientations.aff2axcodes(image.affine))
     space_code = int(image.header["sform_code"]) or int(image.header["qform_code"]) or 2
@@ -229,7 +238,7 @@ def _read_slice(given: Any, name: str, processor: VolumeProcessor, slice_axis: i
     if not isinstance(given, np.ndarray | torch.Tensor) or given.ndim != 2:
         shape = f" of shape {tuple(given.shape)}" if isinstance(given, np.ndarray | torch.Tensor) else ""
         raise ValueError(f"{name} is a {type(given).__name__}{shape}; give a 2D array or tensor, or an image.")
-    values = np.asarray(given.detach().cpu() if isinstance(given, torch.Tensor) else given)
+    values = _to_array(given)
     check_values(values[..., None], name)
     return values, None
 
@@ -261,6 +270,13 @@ def _check_extension(extend: Sequence[int] | None) -> tuple[int, int]:
     if len(numbers) != 2 or any(not _is_count(number, least=0) for number in numbers):
         raise ValueError(f"extend is {extend!r}; give two whole numbers of at least 0, slices below and slices above.")
     return int(numbers[0]), int(numbers[1])
+
+
+def _to_array(values: np.ndarray | torch.Tensor) -> np.ndarray:
+    if not isinstance(values, torch.Tensor):
+        return np.asarray(values)
+    values = values.detach().cpu()
+    return (values.float() if values.dtype == torch.bfloat16 else values).numpy()
 
 
 def _scatter(slices: np.ndarray, places: Sequence[int], shape: tuple[int, int, int], slice_axis: int) -> np.ndarray:

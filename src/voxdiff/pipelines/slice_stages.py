@@ -54,7 +54,8 @@ def plan_stages(
         known: Slices that are there already, in any order.
         stage_size: Most targets of a stage.
         context_size: Most context of a stage.
-        first_stage_size: Slices of the first stage, or of the comb; None is `stage_size`, for the comb `max_slices`.
+        first_stage_size: Most slices of the first stage, fewer where `max_slices` leaves no room beside its context, or of
+            the comb; None is `stage_size`, for the comb `max_slices`.
         max_slices: Most slices of a stage, targets and context: what the network was trained with (τ_max).
 
     Raises:
@@ -110,6 +111,8 @@ def _grow(done: Collection[int], depth: int, size: int, context_size: int) -> li
         return [(tuple(range(min(size, depth))), ())]
     lowest = min(done)
     above = tuple([number for number in range(lowest, depth) if number not in done][:size])
+    while len(above) > 1 and len(_neighbours(above, done)) > context_size:
+        above = above[:-1]
     below = tuple(range(max(lowest - size, 0), lowest))
     return [(targets, _nearest(targets, done, context_size)) for targets in (above, below) if targets]
 
@@ -183,6 +186,11 @@ def _nearest(targets: Sequence[int], available: Collection[int], count: int) -> 
                 found = (rank, abs(number - target))
                 ranks[number] = min(found, ranks.get(number, found))
     return tuple(sorted(sorted(ranks, key=lambda number: (ranks[number], number))[:count]))
+
+
+def _neighbours(targets: Sequence[int], done: Collection[int]) -> set[int]:
+    """The slices that are there right below or above one of the targets."""
+    return {number for target in targets for number in (target - 1, target + 1) if number in done}
 
 
 def _spread(first: int, last: int, count: int) -> tuple[int, ...]:
