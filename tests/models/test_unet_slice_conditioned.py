@@ -10,6 +10,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from voxdiff import SliceConditionedUNetModel, convert_state_dict
 from voxdiff.schedulers import make_scheduler
 
+BOTH = {"interpolate_known": True, "slice_convolution": True}
+
 
 @torch.no_grad()
 def predict(model, slices, timestep=417, **options):
@@ -89,7 +91,7 @@ def test_dropping_known_slots_early_spares_30_percent_of_the_published_network()
         {"attention_levels": (True, True)},
         {"attention_levels": (True, False)},
         {"attention_levels": (False, False)},
-        {"interpolate_known": True},
+        {"interpolate_known": True, "slice_convolution": True},
         {"block_out_channels": (4, 8, 8), "attention_levels": (False, True, False), "layers_per_block": 2},
     ],
 )
@@ -117,10 +119,10 @@ def test_predicting_targets_only_gives_the_same_gradients():
         torch.testing.assert_close(whole, spared, atol=1e-4, rtol=1e-4)
 
 
-@pytest.mark.parametrize("interpolates", [False, True])
+@pytest.mark.parametrize("changes", [{}, BOTH])
 @pytest.mark.parametrize("hidden", ["sample", "known_slices"])
-def test_what_is_hidden_has_no_influence(hidden, interpolates):
-    model, slices = make_slice_conditioned_unet(interpolate_known=interpolates), make_slices()
+def test_what_is_hidden_has_no_influence(hidden, changes):
+    model, slices = make_slice_conditioned_unet(**changes), make_slices()
     changed = {**slices, hidden: slices[hidden].clone()}
     marked = slices["known"] if hidden == "sample" else ~slices["known"]
     changed[hidden].permute(0, 4, 1, 2, 3)[marked] = torch.nan
@@ -171,15 +173,26 @@ def test_the_network_sees_what_interpolation_gives():
     assert torch.equal(predict(model, unknown), predict(blind, unknown))
 
 
-@pytest.mark.parametrize("changes", [{}, {"interpolate_known": True}])
+def test_neighbours_are_seen_where_nothing_attends():
+    changes = {"attention_levels": (False, False), "slice_convolution": True}
+    model, slices = make_slice_conditioned_unet(**changes), make_slices()
+    for attention in model.mid_block.attentions:
+        torch.nn.init.zeros_(attention.slice_attention.to_out[0].weight)
+        torch.nn.init.zeros_(attention.slice_attention.to_out[0].bias)
+    moved = {**slices, "positions": slices["positions"] * 1.5}
+    assert (predict(model, moved) - predict(model, slices)).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize("changes", [{}, BOTH])
 def test_the_order_of_the_slots_means_nothing(changes):
     model, slices, order = make_slice_conditioned_unet(**changes), make_slices(), torch.tensor([3, 0, 5, 1, 4, 2])
     turned = {name: value[..., order] for name, value in slices.items()}
     torch.testing.assert_close(predict(model, turned), predict(model, slices)[..., order], atol=1e-5, rtol=1e-5)
 
 
-def test_a_batch_is_its_samples_one_by_one():
-    model, slices, timesteps = make_slice_conditioned_unet(), make_slices(batch=3), torch.tensor([3, 500, 999])
+@pytest.mark.parametrize("changes", [{}, BOTH])
+def test_a_batch_is_its_samples_one_by_one(changes):
+    model, slices, timesteps = make_slice_conditioned_unet(**changes), make_slices(batch=3), torch.tensor([3, 500, 999])
     together = predict(model, slices, timesteps)
     for index in range(3):
         alone = {name: value[index : index + 1] for name, value in slices.items()}
@@ -197,10 +210,12 @@ def test_every_target_sees_every_slot():
         assert (moved[~slices["known"][0]] > 1e-5).all()
 
 
-@pytest.mark.parametrize(("masked_norm", "interpolates"), [(True, False), (True, True), (False, False)])
-def test_padding_leaks_through_the_published_norm_only(masked_norm, interpolates):
-    changes = {"masked_norm": masked_norm, "interpolate_known": interpolates}
-    model, slices = make_slice_conditioned_unet(**changes), make_slices()  # slot 4 is known, and padding
+@pytest.mark.parametrize(("masked_norm", "changes"), [(True, {}), (True, BOTH), (False, {})])
+def test_padding_leaks_through_the_published_norm_only(masked_norm, changes):
+    model, slices = (
+        make_slice_conditioned_unet(masked_norm=masked_norm, **changes),
+        make_slices(),
+    )  # slot 4 is known, and padding
     valid = torch.ones(2, 6)
     valid[0, 4:] = 0
     reference, changed = predict(model, slices, valid=valid), {**slices, "sample": slices["sample"].clone()}
@@ -219,7 +234,7 @@ def test_the_residual_can_be_taken_before_the_norm():
 
 
 def test_every_weight_is_used_and_time_moves_the_output():
-    model, slices = make_slice_conditioned_unet(position_embedding="relative+absolute"), make_slices()
+    model, slices = make_slice_conditioned_unet(position_embedding="relative+absolute", **BOTH), make_slices()
     assert sum(parameter.numel() for parameter in model.parameters()) < 50_000
     assert (predict(model, slices, 3) - predict(model, slices, 700)).abs().max() > 1e-3
     model(slices.pop("sample"), 9, **slices).sample.square().sum().backward()
@@ -238,7 +253,7 @@ def test_x_and_y_take_their_own_roles():
 
 
 def test_gradient_checkpointing_gives_the_same_gradients():
-    model, slices = make_slice_conditioned_unet().train(), make_slices()
+    model, slices = make_slice_conditioned_unet(**BOTH).train(), make_slices()
     sample, gradients = slices.pop("sample"), []
     for enable in (False, True):
         model.zero_grad()
@@ -252,7 +267,7 @@ def test_gradient_checkpointing_gives_the_same_gradients():
 @pytest.mark.slow
 @pytest.mark.parametrize("options", [{"targets_only": False}, {"num_targets": True}])
 def test_compiles_without_graph_breaks(options):
-    model = make_slice_conditioned_unet(position_embedding="relative+absolute", masked_norm=True)
+    model = make_slice_conditioned_unet(position_embedding="relative+absolute", masked_norm=True, **BOTH)
     compiled = torch.compile(model, backend="eager", fullgraph=True)
     for slots in (5, 6):
         slices, timesteps = make_slices(slots=slots), torch.tensor([9, 700])

@@ -14,6 +14,7 @@ from torch import nn
 
 from voxdiff.models.layers_3d import CheckpointedBlock, zero_module
 from voxdiff.models.slice_attention import FactorizedAttention, SliceSet
+from voxdiff.models.slice_convolution import SliceConvolution
 
 
 class SliceConditionedBlock(CheckpointedBlock):
@@ -66,12 +67,22 @@ def _make_resnet(in_channels: int, out_channels: int, **options: Any) -> ResnetB
 
 
 class SliceConditionedDownBlock(SliceConditionedBlock):
-    """Layers of one encoder level and, except on the last, a halving; returns every map for the decoder."""
+    """Layers of one encoder level and, except on the last, a halving; returns every map for the decoder.
+
+    With ``slice_convolution`` each layer is preceded by a convolution over neighbouring slices.
+    """
 
     def __init__(
-        self, widths: list[tuple[int, int]], temb_channels: int, *, add_downsample: bool, **layers: Any
+        self,
+        widths: list[tuple[int, int]],
+        temb_channels: int,
+        *,
+        add_downsample: bool,
+        slice_convolution: bool = False,
+        **layers: Any,
     ) -> None:
         super().__init__(widths, temb_channels, **layers)
+        self.convolutions = nn.ModuleList(SliceConvolution(width) for width, _ in widths if slice_convolution)
         # Under another name the layer would register its convolution twice.
         halving = [Downsample2D(widths[-1][1], use_conv=True, name="op")] if add_downsample else []
         self.downsamplers = nn.ModuleList(halving)
@@ -82,6 +93,8 @@ class SliceConditionedDownBlock(SliceConditionedBlock):
         """Return the output and the maps after each layer, the output among them."""
         maps = []
         for index in range(len(self.resnets)):
+            if self.convolutions:
+                hidden_states = self._run(self.convolutions[index], hidden_states, slices.neighbours)
             hidden_states = self._layer(index, hidden_states, temb, slices)
             maps.append(hidden_states)
         for downsample in self.downsamplers:

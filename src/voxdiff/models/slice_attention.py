@@ -12,6 +12,7 @@ from torch import nn
 
 from voxdiff.models.layers_3d import zero_module
 from voxdiff.models.layers_informed_slice import TokenAttention
+from voxdiff.models.slice_convolution import SliceNeighbours
 
 
 @dataclass
@@ -22,11 +23,13 @@ class SliceSet:
         temb: Embedding of the diffusion time ``(batch, temb_channels)``, before its activation.
         distances: Features of the signed distance between slots ``(batch, slots, slots, 3)``.
         valid: ``(batch, slots)``, False for padding; None if there is none.
+        neighbours: The slots next to each; None where no layer asks.
     """
 
     temb: torch.Tensor
     distances: torch.Tensor
     valid: torch.Tensor | None
+    neighbours: SliceNeighbours | None = None
 
     @property
     def slots(self) -> int:

@@ -18,6 +18,7 @@ from voxdiff.models.layers_slice_conditioned import (
     SliceConditionedUpBlock,
 )
 from voxdiff.models.slice_attention import SliceSet, distance_features
+from voxdiff.models.slice_convolution import find_neighbours
 from voxdiff.models.slice_slots import check_slots, interpolate_known, join_known, target_slots
 from voxdiff.models.unet_widths import unet_widths
 
@@ -61,6 +62,8 @@ class SliceConditionedUNetModel(VolumeModel):
             changes the result of every other slot.
         interpolate_known: Whether the network also sees, in every slot, what linear interpolation between the known slices
             gives there, and how near the next of them is: it then learns what interpolation misses. Not published.
+        slice_convolution: Whether each layer of the encoder begins with a convolution over neighbouring slices, known or not,
+            so that they can agree at full resolution and not in attention at coarse levels alone. Not published.
         pre_norm_residual: Whether attention is added to its input; the published network adds it to the normalised input.
 
     Raises:
@@ -87,6 +90,7 @@ class SliceConditionedUNetModel(VolumeModel):
         scale_shift_norm: bool = True,
         masked_norm: bool = False,
         interpolate_known: bool = False,
+        slice_convolution: bool = False,
         pre_norm_residual: bool = False,
     ) -> None:
         super().__init__()
@@ -106,7 +110,11 @@ class SliceConditionedUNetModel(VolumeModel):
         encoder, decoder = unet_widths(widths, layers_per_block)
         self.down_blocks = nn.ModuleList(
             SliceConditionedDownBlock(
-                pairs, attentions=layers_per_block * attends, add_downsample=level < last, **block
+                pairs,
+                attentions=layers_per_block * attends,
+                add_downsample=level < last,
+                slice_convolution=slice_convolution,
+                **block,
             )
             for level, (pairs, attends) in enumerate(zip(encoder, attention_levels, strict=True))
         )
@@ -202,7 +210,12 @@ class SliceConditionedUNetModel(VolumeModel):
         """What attention knows of the slices, and the embedding of each slot."""
         timesteps = self.time_proj(expand_timesteps(timestep, sample))
         time = self.time_embedding(timesteps.to(sample.dtype))
-        slices = SliceSet(time, distance_features(positions).to(sample.dtype), None if valid is None else valid.bool())
+        slices = SliceSet(
+            time,
+            distance_features(positions).to(sample.dtype),
+            None if valid is None else valid.bool(),
+            find_neighbours(positions, valid) if self.config["slice_convolution"] else None,
+        )
         temb = time.repeat_interleave(positions.shape[1], dim=0)
         if self.config["position_embedding"] == "relative+absolute":
             fractions = positions.float().flatten() / self.config["position_scale"]

@@ -59,6 +59,9 @@ class SliceConditionedArguments:
     interpolate_known: bool = option(
         False, "Show the network the known slices interpolated at every slice, so that it learns what that misses."
     )
+    slice_convolution: bool = option(
+        False, "Let neighbouring slices agree at full resolution, by a convolution before each layer of the encoder."
+    )
     prediction_type: str | None = option(None, ", ".join(PREDICTION_TYPES) + "; default: epsilon.")
     scheduler: str | None = option(None, "Scheduler preset saved with the pipeline; default: fdm-dpm++.")
 
@@ -79,7 +82,7 @@ class SliceConditionedArguments:
         if self.pretrained_model_name_or_path is not None:
             decided = (*_NETWORK, "slice_axis", "max_slices", "prediction_type", "scheduler")
             refuse(self, decided, "comes from the pretrained model")
-            for name in ("interpolate_known", "pre_norm_residual"):
+            for name in ("interpolate_known", "slice_convolution", "pre_norm_residual"):
                 if getattr(self, name):
                     raise ValueError(f"--{name} comes from the pretrained model; leave it out.")
 
@@ -120,6 +123,7 @@ class SliceConditionedArguments:
             position_embedding=self.position_embedding or "relative+absolute",
             position_scale=float(max(depth - 1, 1)),
             interpolate_known=self.interpolate_known,
+            slice_convolution=self.slice_convolution,
             pre_norm_residual=self.pre_norm_residual,
         )
 
