@@ -70,6 +70,23 @@ def test_what_the_network_was_trained_on_can_be_given(checkpoint, tmp_path):
     assert "pipe(num_inference_steps=25)" in (out / "README.md").read_text()
 
 
+def test_the_settings_of_the_training_are_read(tmp_path):
+    settings = {"num_heads": 8, "max_frames": 9, "noise_schedule": "cosine", "predict_xstart": True, "lr": 1e-4}
+    torch.save({"state_dict": load("cdpm_unet")[1], "config": settings}, tmp_path / "weights.pt")
+    pipe = voxdiff.Pipeline.from_pretrained(convert_fdm_checkpoint(tmp_path / "weights.pt", tmp_path / "out"))
+    assert (pipe.config.max_slices, pipe.config.stage_size, pipe.config.context_size) == (9, 4, 5)
+    assert pipe.unet.config.num_attention_heads == 8
+    config = pipe.scheduler.config
+    assert (config.beta_schedule, config.prediction_type) == ("squaredcos_cap_v2", "sample")
+    given = {"max_slices": 6, "unet_overrides": {"num_attention_heads": 4}}
+    pipe = voxdiff.Pipeline.from_pretrained(convert_fdm_checkpoint(tmp_path / "weights.pt", tmp_path / "own", **given))
+    assert (pipe.config.max_slices, pipe.unet.config.num_attention_heads) == (6, 4)
+    torch.save({"state_dict": load("cdpm_unet")[1], "config": {"diffusion_steps": 500}}, tmp_path / "weights.pt")
+    with pytest.raises(ValueError, match="trained with 500 steps of the schedule 'linear'; only 1000 of"):
+        convert_fdm_checkpoint(tmp_path / "weights.pt", tmp_path / "other")
+    assert not (tmp_path / "other").exists()
+
+
 @pytest.mark.parametrize(
     "content, options, reason",
     [

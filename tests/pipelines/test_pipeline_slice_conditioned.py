@@ -306,6 +306,8 @@ def test_half_precision_runs_and_keeps_known_slices(dtype):
         ({"max_batch": 0}, "max_batch is 0; give a whole number of at least 1"),
         ({"first_stage_size": 8}, "first_stage_size is 8; give a whole number from 1 to 7"),
         ({"latents": torch.zeros(1, 1, 8, 8, 8)}, r"latents have the shape \(1, 1, 8, 8, 8\); this call needs"),
+        ({"latents": np.zeros((1, 1, 8, 8, 12))}, r"latents are a ndarray; give a tensor of shape \(1, 1, 8, 8, 12\)"),
+        ({"latents": torch.full((1, 1, 8, 8, 12), torch.nan)}, "and numbers that are finite"),
         ({"num_inference_steps": 0}, "num_inference_steps is 0"),
     ],
 )

@@ -113,6 +113,24 @@ def test_a_slice_spans_the_other_two_axes(axis, shape):
         read(axis, known_slices={3: np.zeros(shape[::-1])}, size=(8, 10, 12))
 
 
+def test_the_result_lies_in_the_middle_of_the_models_grid_whatever_is_known():
+    grid, plane = (8, 8, 6), np.random.default_rng(0).random((8, 8))
+    requests = [
+        read(size=grid),
+        read(size=grid, known_slices={1: plane}),
+        read(volume=make_volume(grid), corrupted=[0]),
+    ]
+    assert [request.positions.tolist() for request in requests] == [[3, 4, 5, 6, 7, 8]] * 3
+
+
+def test_air_may_lie_below_what_is_shown():
+    processor = VolumeProcessor(intensity="window", low=-1000, high=1000, size=(8, 8, 6))
+    for background in (-1000, -2048):
+        found = read(processor=processor, volume=make_volume(), corrupted=[0], unit="HU", background=background)
+        assert found.outside == -1
+    assert read(volume=make_volume(), corrupted=[0], background=-1024).outside == -1
+
+
 def test_a_ct_model_asks_for_hu():
     processor = VolumeProcessor(intensity="window", low=-1000, high=1000, size=(8, 8, 6))
     with pytest.raises(ValueError, match="does not look like CT in HU"):
@@ -160,12 +178,28 @@ def test_a_ct_model_asks_for_hu():
         ({"volume": make_volume(), "background": "0"}, "background is '0'; give one finite number"),
         (
             {"volume": make_volume(), "background": 1e9},
-            r"background is 1e\+09, but the volume has values from 0\.\S+ to 0\.\S+; give the value that they have outside",
+            r"background is 1e\+09, but of the volume the network sees 0\.\S+ to 0\.\S+; give the value outside",
         ),
         (
             {"volume": make_volume(), "factor": 1000},
-            "The result would have 5001 slices; give a spacing, a factor or an",
+            "The result would have 5001 slices; give a size, a spacing, a factor",
         ),
+        (
+            {"volume": make_volume(), "intensity_range": (7, 9)},
+            r"intensity_range is 7 to 9, but the volume has values from",
+        ),
+        ({"volume": make_volume() * 4000, "intensity_range": (0, 1)}, "all outside or more than half above it"),
+        ({"volume": make_volume() * 1e300}, r"The known slices reach \S+, beyond float32; scale them first"),
+        ({"size": (8, 8, 100_000)}, "The result would have 100000 slices; give a size, a spacing"),
+        (
+            {"volume": make_image(PLANE[..., None], np.eye(4)), "slice_spacing": 1e-320},
+            "slice_spacing is .* give it in mm",
+        ),
+        (
+            {"first_position": 12},
+            "lies from 12 to 23, outside the model's slices 0 to 11; count in slices of the model",
+        ),
+        ({"first_position": -11.5}, "outside the model's slices 0 to 11"),
         ({"background": 0.0}, "background was given without a volume or known slices"),
         ({"axis": 3}, "slice_axis is 3; use 0, 1 or 2"),
         ({"axis": 1.0}, "slice_axis is 1.0; use 0, 1 or 2"),

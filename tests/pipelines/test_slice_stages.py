@@ -1,3 +1,4 @@
+import itertools
 import random
 from itertools import pairwise
 
@@ -55,13 +56,15 @@ def test_the_papers_scheme_has_13_stages_of_10_and_the_last_of_8():
     assert len(plan_stages(128, scheme="autoregressive", first_stage_size=20)) == 12  # FDM's
 
 
-def test_a_stage_that_grows_sees_every_known_slice_beside_its_targets():
-    known = range(1, 64, 2)
-    for context_size in (2, 3, 10):
-        stages = plan_stages(64, scheme="autoregressive", known=known, context_size=context_size)
-        for stage in stages:
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_a_stage_sees_every_known_slice_beside_its_targets(scheme):
+    rng = random.Random(0)
+    sets = [range(1, 64, 2), *(rng.sample(range(52), rng.randint(1, 20)) for _ in range(50))]
+    for known, context_size in itertools.product(sets, (2, 3, 10)):
+        for stage in plan_stages(64, scheme=scheme, known=known, context_size=context_size):
             beside = {number + step for number in stage.targets for step in (-1, 1)}
             assert beside & set(known) <= set(stage.context)
+    known = sets[0]
     assert len(plan_stages(64, scheme="autoregressive", known=known, context_size=1)) == 32
 
 

@@ -27,6 +27,9 @@ def interpolate(
         str | None,
         typer.Option(help="Slices of the scan to make anew, such as 3,4; from low to high in the model's orientation."),
     ] = None,
+    known_indices: Annotated[
+        str | None, typer.Option(help="The only slices of the scan to use, such as 0,20,40; the others are made anew.")
+    ] = None,
     slice_axis: Annotated[
         int | None, typer.Option(help="0 sagittal, 1 coronal, 2 axial; default: what the model was trained on.")
     ] = None,
@@ -41,6 +44,10 @@ def interpolate(
         ),
     ] = None,
     unit: Annotated[str | None, typer.Option(help="Unit of the scan, where a CT model asks for it: HU.")] = None,
+    background: Annotated[float | None, typer.Option(help="Value of the scan outside the patient.")] = None,
+    scheme: Annotated[
+        str | None, typer.Option(help="hierarchical, autoregressive or anchored; default: the model's own.")
+    ] = None,
     num_volumes: Annotated[int, typer.Option(help="How many answers; volume i is drawn with seed + i.")] = 1,
     steps: Annotated[int, typer.Option(help="Solver steps a stage.")] = 50,
     seed: Annotated[int, typer.Option(help="Seed of the first volume.")] = 0,
@@ -61,11 +68,14 @@ def interpolate(
             "factor": factor,
             "slice_spacing": slice_spacing,
             "extend": extend,
-            "corrupted": None if corrupted is None else _parse_slices(corrupted),
+            "corrupted": _parse_slices("corrupted", corrupted),
+            "known_indices": _parse_slices("known-indices", known_indices),
             "slice_axis": slice_axis,
             "first_position": first_position,
             "intensity_range": intensity_range,
             "unit": unit,
+            "background": background,
+            "scheme": scheme,
         }
         paths = []
         with console.status("Sampling"):
@@ -95,8 +105,10 @@ def _sample_and_save(pipe: Any, request: dict[str, Any], out: Path, index: int, 
     return path
 
 
-def _parse_slices(text: str) -> list[int]:
+def _parse_slices(option: str, text: str | None) -> list[int] | None:
+    if text is None:
+        return None
     try:
         return [int(number) for number in text.split(",")]
     except ValueError as error:
-        raise ValueError(f"--corrupted is {text!r}; write whole numbers with commas, such as 3,4.") from error
+        raise ValueError(f"--{option} is {text!r}; write whole numbers with commas, such as 3,4.") from error

@@ -47,6 +47,14 @@ class InertUnpickler(pickle.Unpickler):
         return super().find_class(module, name) if (module, name) in _TRUSTED else Inert
 
 
+def read_packed_settings(path: str | Path, entry: str) -> dict[str, Any]:
+    """Reads the settings under one entry of an official checkpoint, none if it has no such entry or an object instead."""
+    path = Path(path)
+    content = None if path.suffix == ".safetensors" else _load_inert(path)
+    found = content.get(entry) if isinstance(content, Mapping) else None
+    return {str(key): value for key, value in found.items()} if isinstance(found, Mapping) else {}
+
+
 def read_packed_checkpoint(path: str | Path, entry: str) -> dict[str, torch.Tensor]:
     """Reads the state dict under one entry of an official checkpoint, or a bare state dict, running none of its code.
 

@@ -8,13 +8,21 @@ from huggingface_hub import ModelCardData
 
 from voxdiff import __version__
 from voxdiff.hub.card import LIMITS
-from voxdiff.hub.checkpoints_packed import read_packed_checkpoint
+from voxdiff.hub.checkpoints_packed import read_packed_checkpoint, read_packed_settings
 from voxdiff.hub.convert_fdm import FDM
 from voxdiff.hub.new_folder import file_sha256, new_folder, require_free, write_pipeline_file
 from voxdiff.schedulers import make_scheduler
 from voxdiff.volumes import VolumeProcessor
 
 REPOSITORY = "plai-group/flexible-video-diffusion-modeling"
+PUBLISHED = {
+    "num_heads": 4,
+    "max_frames": 20,
+    "diffusion_steps": 1000,
+    "noise_schedule": "linear",
+    "predict_xstart": False,
+}
+"""The official code's own defaults of what no tensor tells."""
 PAPERS = {"FDM": "2205.11495", "cDPM": "2212.08034"}
 
 
@@ -25,6 +33,7 @@ def convert_fdm_checkpoint(
     processor: VolumeProcessor | None = None,
     scheduler: str = "fdm-dpm++",
     slice_axis: int = 2,
+    max_slices: int | None = None,
     unet_overrides: Mapping[str, Any] | None = None,
 ) -> Path:
     """Turns an official checkpoint into a folder of :class:`voxdiff.SliceConditionedPipeline`.
@@ -39,8 +48,9 @@ def convert_fdm_checkpoint(
             highest, in RAS order, without a grid, so that a call names its size.
         scheduler: A preset of `voxdiff.schedulers`: ``"fdm-dpm++"`` (few steps) or ``"fdm"`` (as published).
         slice_axis: Axis of the volume along which the slices lie.
-        unet_overrides: Configuration that no tensor tells, where it is not the published one, such as
-            ``num_attention_heads``.
+        max_slices: Most slices that the network was trained on at a time; None is what the checkpoint says, else 20.
+        unet_overrides: Configuration that no tensor tells, where neither the published one nor the checkpoint's own
+            ``config`` is right, such as ``num_attention_heads``.
 
     Returns:
         `out_dir`.
@@ -49,7 +59,7 @@ def convert_fdm_checkpoint(
         FileExistsError: `out_dir` is a file or has something in it.
         FileNotFoundError: There is no such checkpoint.
         OSError: The folder could not be written.
-        ValueError: The checkpoint is unreadable, of another network, or not of slices of one channel.
+        ValueError: The checkpoint is unreadable, of another network or diffusion, or not of slices of one channel.
     """
     # diffusers' pipelines are slow to import
     from voxdiff.pipelines.pipeline_slice_conditioned import SliceConditionedPipeline
@@ -57,18 +67,35 @@ def convert_fdm_checkpoint(
     out_dir, checkpoint_path = Path(out_dir), Path(checkpoint_path)
     require_free(out_dir)
     tensors = read_packed_checkpoint(checkpoint_path, "state_dict")
-    unet: Any = FDM.build("fdm", tensors, dict(unet_overrides or {}))
+    settings = {**PUBLISHED, **read_packed_settings(checkpoint_path, "config")}
+    unet: Any = FDM.build("fdm", tensors, {"num_attention_heads": settings["num_heads"], **(unet_overrides or {})})
+    slices = settings["max_frames"] if max_slices is None else max_slices
     pipeline = SliceConditionedPipeline(
         unet,
-        make_scheduler(scheduler),
+        make_scheduler(scheduler, **_diffusion(settings)),
         processor=(processor or VolumeProcessor(intensity="minmax")).to_dict(),
         slice_axis=slice_axis,
+        stage_size=slices // 2,
+        context_size=slices - slices // 2,
+        max_slices=slices,
     )
     with new_folder(out_dir) as folder:
         pipeline.save_pretrained(folder)
         write_pipeline_file(folder, type(pipeline).__name__)
         (folder / "README.md").write_text(_card(checkpoint_path, processor), encoding="utf-8")
     return out_dir
+
+
+def _diffusion(settings: Mapping[str, Any]) -> dict[str, str]:
+    """What a training's settings change of a scheduler preset."""
+    schedules = {"linear": "linear", "cosine": "squaredcos_cap_v2"}
+    if settings["diffusion_steps"] != 1000 or settings["noise_schedule"] not in schedules:
+        raise ValueError(
+            f"The checkpoint was trained with {settings['diffusion_steps']} steps of the schedule "
+            f"{settings['noise_schedule']!r}; only 1000 of {' or '.join(map(repr, schedules))} can be converted."
+        )
+    prediction = "sample" if settings["predict_xstart"] else "epsilon"
+    return {"beta_schedule": schedules[settings["noise_schedule"]], "prediction_type": prediction}
 
 
 def _card(path: Path, processor: VolumeProcessor | None) -> str:

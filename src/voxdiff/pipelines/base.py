@@ -132,13 +132,17 @@ class VolumePipeline(diffusers.DiffusionPipeline):
         """Initial noise in float32, scaled as the scheduler wants it; given latents are standard normal noise too.
 
         Raises:
-            ValueError: If given latents have another shape.
+            ValueError: If given latents are no tensor of this shape, or not finite.
         """
         device = self._execution_device
         if latents is None:
             latents = randn_tensor(shape, generator=generator, device=device, dtype=torch.float32)
-        elif tuple(latents.shape) != shape:
-            raise ValueError(f"latents have the shape {tuple(latents.shape)}; this call needs {shape}.")
+        elif not isinstance(latents, torch.Tensor):
+            raise ValueError(f"latents are a {type(latents).__name__}; give a tensor of shape {shape}.")
+        elif tuple(latents.shape) != shape or not latents.isfinite().all():
+            raise ValueError(
+                f"latents have the shape {tuple(latents.shape)}; this call needs {shape}, and numbers that are finite."
+            )
         return latents.to(device, torch.float32) * getattr(self.scheduler, "init_noise_sigma", 1.0)
 
     def iterate_timesteps(self) -> Iterator[tuple[int, torch.Tensor]]:

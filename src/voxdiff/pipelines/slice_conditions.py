@@ -133,7 +133,7 @@ class SliceRequest:
     def _restore(self, values: np.ndarray, given: GivenSlices) -> nib.Nifti1Image:
         """The image on the input's own axes, with its own slices."""
         values[self._planes] = given.values[self._planes]
-        turned, affine = turn_volume(values, given.affine, given.orientation)
+        turned, affine = turn_volume(values, given.affine, given.orientation, current=self.processor.orientation)
         return make_image(np.ascontiguousarray(turned), affine, unit=self.processor.unit, space_code=given.space_code)
 
     def _on_model_grid(self, given: GivenSlices) -> np.ndarray:
@@ -168,6 +168,7 @@ def condition_on_slices(
     slice_axis: int,
     *,
     hints: IntensityHints,
+    sides: Sequence[int] | None = None,
     first_position: float | None = None,
 ) -> SliceRequest:
     """A volume around known slices.
@@ -180,6 +181,7 @@ def condition_on_slices(
         processor: That of the model.
         slice_axis: Along which axis the slices run.
         hints: About their intensities.
+        sides: Grid (x, y, z) that has the sides of a slice which the network shall see; None is the model's.
         first_position: See :func:`voxdiff.pipelines.slice_grids.find_positions`.
 
     Raises:
@@ -189,8 +191,9 @@ def condition_on_slices(
     own = _own_scale(np.take(given.values, known, slice_axis), processor, given.name, hints)
     if own.spacing is not None:
         own = replace(own, spacing=[*own.spacing[:slice_axis], edges[slice_axis], *own.spacing[slice_axis + 1 :]])
-    if own.size is not None:
-        own = replace(own, size=[*own.size[:slice_axis], shape[slice_axis], *own.size[slice_axis + 1 :]])
+    sides = own.size if sides is None else sides
+    if sides is not None:
+        own = replace(own, size=[*sides[:slice_axis], shape[slice_axis], *sides[slice_axis + 1 :]])
     straight = nib.Nifti1Image(given.values, straighten(given.affine, shape, processor.orientation))
     tensor, geometry = own.preprocess(straight, unit=own.unit)
     unknown = sorted(set(range(shape[slice_axis])) - set(known))
@@ -216,15 +219,15 @@ def _own_scale(values: np.ndarray, processor: VolumeProcessor, name: str, hints:
                 f"intensity_range was given, but this model works in {processor.unit!r}, which fixes it; leave it out."
             )
         _check_scale(values, processor, name)
-        return processor if hints.background is None else replace(processor, background=hints.background)
+        if hints.background is None:
+            return processor
+        return replace(processor, background=_find_background(hints.background, *processor.output_range, name))
     background = processor.background if hints.background is None else hints.background
     if hints.limits is None:
         low, high = processor.limits(values, name, background)
     else:
         low, high = check_numbers("intensity_range", hints.limits, 2, "two numbers, the lower first")
-    if hints.background is not None:
-        _check_background(hints.background, min(values.min(), low), max(values.max(), high), name)
-    return replace(
+    own = replace(
         processor,
         intensity="window",
         low=low,
@@ -232,8 +235,11 @@ def _own_scale(values: np.ndarray, processor: VolumeProcessor, name: str, hints:
         inside="volume",
         clip_below=None,
         unit="a.u." if hints.unit is None else hints.unit,
-        background=None if background is None else min(max(background, low), high),
+        background=None if background is None else _find_background(background, low, high, name),
     )
+    if hints.limits is not None:
+        _check_range(values, low, high, name)
+    return own
 
 
 def _check_scale(values: np.ndarray, processor: VolumeProcessor, name: str) -> None:
@@ -246,13 +252,23 @@ def _check_scale(values: np.ndarray, processor: VolumeProcessor, name: str) -> N
         )
 
 
-def _check_background(background: float, low: float, high: float, name: str) -> None:
-    """Raise ValueError if the value of air lies farther from the slices' values than they reach."""
-    if max(background - high, low - background) > high - low:
+def _check_range(values: np.ndarray, low: float, high: float, name: str) -> None:
+    """Raise ValueError if the network would see next to nothing of the slices."""
+    if not ((values >= low) & (values <= high)).any() or (values > high).mean() > 0.5:
         raise ValueError(
-            f"background is {background:g}, but {name[0].lower()}{name[1:]} has values from {low:g} to {high:g}; give the "
-            "value that they have outside the patient."
+            f"intensity_range is {low:g} to {high:g}, but {name[0].lower()}{name[1:]} has values from {values.min():g} to "
+            f"{values.max():g}, all outside or more than half above it; give the values for the ends of the model's range."
         )
+
+
+def _find_background(background: float, low: float, high: float, name: str) -> float:
+    """The value outside the patient as the model's range shows it: air may lie below, as in CT, but not above."""
+    if background > high:
+        raise ValueError(
+            f"background is {background:g}, but of {name[0].lower()}{name[1:]} the network sees {low:g} to {high:g}; give "
+            "the value outside the patient, at most the upper one."
+        )
+    return max(background, low)
 
 
 def _background_level(processor: VolumeProcessor) -> float:

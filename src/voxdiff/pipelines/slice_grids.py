@@ -16,14 +16,24 @@ _MOST_SLICES = 4096
 _SAME_SPACING = 0.01
 
 
-def turn_volume(values: np.ndarray, affine: np.ndarray, orientation: str) -> tuple[np.ndarray, np.ndarray]:
+def turn_volume(
+    values: np.ndarray, affine: np.ndarray, orientation: str, *, current: str | None = None
+) -> tuple[np.ndarray, np.ndarray]:
     """Reorder and flip the axes to those nearest to an axis code; an oblique volume stays oblique.
+
+    Args:
+        values: Voxels.
+        affine: Where they lie.
+        orientation: The wanted axis code.
+        current: Axis code of the axes as they are; None is the one nearest to the affine, of which a volume that lies
+            at 45 degrees between two has no better one.
 
     Returns:
         The voxels and the affine that places them where they were.
     """
     turn = nib.orientations.ornt_transform(
-        nib.orientations.io_orientation(affine), nib.orientations.axcodes2ornt(orientation)
+        nib.orientations.io_orientation(affine) if current is None else nib.orientations.axcodes2ornt(current),
+        nib.orientations.axcodes2ornt(orientation),
     )
     turned = nib.orientations.apply_orientation(values, turn)
     return turned, affine @ nib.orientations.inv_ornt_aff(turn, values.shape)
@@ -69,12 +79,17 @@ def refine_grid(
     refined[:3, slice_axis] /= factor
     refined[:3, 3] -= extend[0] * refined[:3, slice_axis]
     sizes[slice_axis] = (sizes[slice_axis] - 1) * factor + 1 + extend[0] + extend[1]
-    if sizes[slice_axis] > _MOST_SLICES:
-        raise ValueError(
-            f"The result would have {sizes[slice_axis]} slices; give a spacing, a factor or an extension that leads to at "
-            f"most {_MOST_SLICES}."
-        )
+    check_depth(sizes[slice_axis])
     return refined, (sizes[0], sizes[1], sizes[2])
+
+
+def check_depth(depth: int) -> None:
+    """Raise ValueError if that is more slices than a volume has."""
+    if depth > _MOST_SLICES:
+        raise ValueError(
+            f"The result would have {depth} slices; give a size, a spacing, a factor or an extension that leads to at most "
+            f"{_MOST_SLICES}."
+        )
 
 
 def find_factor(spacing: float, factor: int | None, slice_spacing: float | None) -> int:
@@ -88,6 +103,8 @@ def find_factor(spacing: float, factor: int | None, slice_spacing: float | None)
     if slice_spacing is not None:
         (slice_spacing,) = check_numbers("slice_spacing", slice_spacing, 1, "one number of mm")
         ratio = spacing / slice_spacing if slice_spacing > 0 else 0.0
+        if ratio > _MOST_SLICES:
+            raise ValueError(f"slice_spacing is {slice_spacing:g} mm, but the volume's {spacing:g} mm; give it in mm.")
         factor = round(ratio)
         if factor < 1 or not same_spacing(ratio, factor):
             below = max(int(ratio), 1)
@@ -117,13 +134,20 @@ def find_positions(
         ``(slices,)`` in slices of the model, float32.
 
     Raises:
-        ValueError: If `first_position` is no finite number.
+        ValueError: If `first_position` is no finite number, or the result then lies outside the model's grid.
     """
     step = 1.0 if processor.spacing is None else spacing / processor.spacing[slice_axis]
+    own = _MOST_SLICES if processor.size is None else processor.size[slice_axis]
     if first_position is not None:
         (first_position,) = check_numbers("first_position", first_position, 1, "one finite number of slices")
+        last_position = first_position + (depth - 1) * step
+        if last_position < 0 or first_position > own - 1:
+            raise ValueError(
+                f"first_position is {first_position:g}: the result then lies from {first_position:g} to {last_position:g}, "
+                f"outside the model's slices 0 to {own - 1}; count in slices of the model."
+            )
     else:
-        own = depth if processor.size is None else processor.size[slice_axis]
-        first_position = (own - 1) / 2 - (depth - 1) / 2 * step
+        middle = ((depth if processor.size is None else own) - 1) / 2
+        first_position = middle - (depth - 1) / 2 * step
     positions = torch.arange(depth, dtype=torch.float64) * step + first_position
     return positions.float()

@@ -20,7 +20,7 @@ from voxdiff.pipelines.slice_conditions import (
     condition_on_nothing,
     condition_on_slices,
 )
-from voxdiff.pipelines.slice_grids import find_factor, refine_grid, same_spacing, turn_volume, voxel_sizes
+from voxdiff.pipelines.slice_grids import check_depth, find_factor, refine_grid, same_spacing, turn_volume, voxel_sizes
 from voxdiff.pipelines.slice_stages import check_slices
 from voxdiff.volume_files import check_values
 from voxdiff.volume_intensities import check_numbers
@@ -67,6 +67,7 @@ def read_request(
     if background is not None:
         (background,) = check_numbers("background", background, 1, "one finite number")
     intensities = IntensityHints(limits=intensity_range, unit=unit, background=background)
+    grid = None
     if volume is not None:
         if size is not None:
             raise ValueError(
@@ -81,8 +82,15 @@ def read_request(
             _refuse_unread(hints, "a volume or known slices")
             return condition_on_nothing(processor, grid, slice_axis, first_position)
         known, given, intensities = place_slices(known_slices, processor, slice_axis, grid, intensities)
-        processor = replace(processor, size=grid)
-    return condition_on_slices(given, known, processor, slice_axis, hints=intensities, first_position=first_position)
+    return condition_on_slices(
+        given,
+        known,
+        processor,
+        slice_axis,
+        hints=intensities,
+        sides=grid,
+        first_position=first_position,
+    )
 
 
 def check_slice_axis(slice_axis: int) -> None:
@@ -280,8 +288,14 @@ def _to_array(values: np.ndarray | torch.Tensor) -> np.ndarray:
 
 
 def _scatter(slices: np.ndarray, places: Sequence[int], shape: tuple[int, int, int], slice_axis: int) -> np.ndarray:
-    """Slices in their places of an empty float32 volume."""
+    """Slices in their places of an empty float32 volume.
+
+    Raises:
+        ValueError: If float32 cannot hold a value.
+    """
     values = np.zeros(shape, np.float32)
+    if np.abs(slices).max() > np.finfo(np.float32).max:
+        raise ValueError(f"The known slices reach {slices.max():g}, beyond float32; scale them first.")
     np.moveaxis(values, slice_axis, 0)[list(places)] = np.moveaxis(slices, slice_axis, 0)
     return values
 
@@ -292,6 +306,7 @@ def _find_size(size: Sequence[int] | None, processor: VolumeProcessor) -> tuple[
         raise ValueError("This model has no grid of its own and no volume gives one; pass size=(x, y, z).")
     if not isinstance(size, Sequence) or len(size) != 3 or not all(map(_is_count, size)):
         raise ValueError(f"size is {size!r}; give three whole numbers (x, y, z) of at least 1.")
+    check_depth(max(size))
     return int(size[0]), int(size[1]), int(size[2])
 
 

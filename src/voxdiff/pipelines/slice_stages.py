@@ -43,7 +43,8 @@ def plan_stages(
 ) -> list[SliceStage]:
     """Stages that generate each unknown slice of a volume exactly once, sorted by wave.
 
-    A stage's context are the slices nearest to its targets, in turns from both sides of each gap.
+    A stage's context are the slices nearest to its targets, in turns from both sides of each gap; that of a comb over the
+    volume are the known slices right beside its targets and those in the place of a tooth.
 
     Args:
         depth: Slices of the volume.
@@ -70,7 +71,7 @@ def plan_stages(
         wave = stages[-1].wave + 1 if stages else 0
         if scheme == "hierarchical":
             first = max_slices if first_stage_size is None else first_stage_size
-            comb = [] if wave else _comb_volume(done, depth, first, stage_size, context_size)
+            comb = [] if wave else _comb_volume(done, depth, first, stage_size, context_size, max_slices)
             pairs = comb or _fill_gaps(done, depth, stage_size, context_size)
         else:
             first = stage_size if first_stage_size is None else first_stage_size
@@ -117,7 +118,9 @@ def _grow(done: Collection[int], depth: int, size: int, context_size: int) -> li
     return [(targets, _nearest(targets, done, context_size)) for targets in (above, below) if targets]
 
 
-def _comb_volume(done: Collection[int], depth: int, teeth: int, stage_size: int, context_size: int) -> list[Pair]:
+def _comb_volume(
+    done: Collection[int], depth: int, teeth: int, stage_size: int, context_size: int, max_slices: int
+) -> list[Pair]:
     """A comb over the volume; a slice that is there within half the pitch takes a tooth's place.
 
     Empty if every gap fits into a stage, or the whole comb is there.
@@ -128,14 +131,19 @@ def _comb_volume(done: Collection[int], depth: int, teeth: int, stage_size: int,
     if all(last - first < stage_size for first, last in find_gaps(done, depth)):
         return []
     reach = (depth - 1) / (2 * max(teeth - 1, 1))
-    targets, context = [], set()
+    targets, near_teeth = [], set()
     for place, tooth in enumerate(_spread(0, depth - 1, teeth)):
         nearest = min(done, key=lambda known: (abs(known - 2 * reach * place), known))
         if abs(nearest - 2 * reach * place) <= reach:
-            context.add(nearest)
+            near_teeth.add(nearest)
         else:
             targets.append(tooth)
-    return [(tuple(targets), _nearest(targets, context, context_size))] if targets and context else []
+    while len(_neighbours(targets, done)) > min(context_size, max_slices - len(targets)):
+        targets.pop()
+    beside = _neighbours(targets, done)
+    room = min(context_size, max_slices - len(targets)) - len(beside)
+    context = beside.union(_nearest(targets, near_teeth - beside, room))
+    return [(tuple(targets), tuple(sorted(context)))] if targets and context else []
 
 
 def _fill_gaps(done: Collection[int], depth: int, stage_size: int, context_size: int) -> list[Pair]:

@@ -77,6 +77,8 @@ class SliceConditionedArguments:
             value = getattr(self, name)
             if value is not None and not 0 <= value <= 1:
                 raise ValueError(f"--{name} is {value}; give a number from 0 to 1.")
+        if self.gap_share and self.max_slices == 2:
+            raise ValueError("--gap_share needs --max_slices of at least 3, two known slices and one between them.")
         if self.gap_share == 1 and self.observed_share is not None:
             raise ValueError("--observed_share is of the steps that --gap_share 1 leaves out; leave one of them out.")
         if self.pretrained_model_name_or_path is not None:

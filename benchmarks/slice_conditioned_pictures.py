@@ -1,0 +1,67 @@
+"""Pictures of a slice-conditioned model: subjects, the same with missing slices restored, and volumes from nothing.
+
+    python benchmarks/slice_conditioned_pictures.py --model FOLDER --cache FOLDER --out PICTURE.png
+        [--factor 4] [--samples 4] [--steps 25] [--subjects 3] [--first 60] [--seed 0]
+
+Test subjects of the simulated cohort from --first on.
+"""
+
+import argparse
+from pathlib import Path
+
+import torch
+from slice_interpolation import LINEAR, MEAN, ONE, interpolate
+
+from voxdiff import Pipeline
+from voxdiff.data.cohort import CohortDataset
+from voxdiff.metrics.pictures import save_montage
+
+
+def main() -> None:
+    args = parse_arguments()
+    pipe = Pipeline.from_pretrained(args.model, dtype=torch.bfloat16)
+    pipe.set_progress_bar_config(disable=True)
+    size = pipe.volume_processor.size[0]
+    subjects = CohortDataset(args.first + args.subjects, split="test", size=size, cache_dir=args.cache, cache=False)
+    axis = pipe.config["slice_axis"]
+    depth = (size - 1) // args.factor * args.factor + 1
+    sets: dict[str, list[torch.Tensor]] = {}
+    for place in range(args.subjects):
+        real = subjects[args.first + place]["t1"][0].narrow(axis, 0, depth)
+        linear = interpolate(real.movedim(axis, -1), args.factor, 1).movedim(-1, axis)
+        samples = pipe(
+            volume=real,
+            known_indices=range(0, depth, args.factor),
+            first_position=0,
+            num_inference_steps=args.steps,
+            batch_size=args.samples,
+            generator=[torch.Generator().manual_seed(args.seed + number) for number in range(args.samples)],
+            output_type="pt",
+        ).volumes[:, 0]
+        generator = torch.Generator().manual_seed(args.seed + place)
+        new = pipe(num_inference_steps=args.steps, generator=generator, output_type="pt").volumes[0, 0]
+        shown = {"real": real, f"every {args.factor}th slice, {LINEAR}": linear, ONE: samples[0], MEAN: samples.mean(0)}
+        for name, volume in (shown | {"from nothing": new.narrow(axis, 0, depth)}).items():
+            sets.setdefault(name, []).append(volume[None])
+    save_montage(args.out, sets, count=args.subjects)
+
+
+def parse_arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", type=Path, required=True)
+    parser.add_argument("--cache", type=Path, default=Path("outputs/cohort"), help="where subjects are kept")
+    parser.add_argument("--out", type=Path, required=True, help="a .png file")
+    parser.add_argument("--factor", type=int, default=4, help="every which slice is kept")
+    parser.add_argument("--samples", type=int, default=4)
+    parser.add_argument("--steps", type=int, default=25)
+    parser.add_argument("--subjects", type=int, default=3)
+    parser.add_argument("--first", type=int, default=60)
+    parser.add_argument("--seed", type=int, default=0)
+    args = parser.parse_args()
+    if args.factor < 2 or min(args.samples, args.steps, args.subjects) < 1:
+        parser.error("--factor must be at least 2; --samples, --steps and --subjects at least 1")
+    return args
+
+
+if __name__ == "__main__":
+    main()
