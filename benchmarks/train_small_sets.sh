@@ -23,7 +23,7 @@ COMMON=(
 for number in ${NUMBERS:-500 50}; do
   "$PYTHON" training_scripts/train_slice_conditioned.py "${COMMON[@]}" --num_subjects "$number" \
     --output_dir "$RUN/slices-$number" --max_train_steps "${SLICE_STEPS:-1200}" --block_out_channels 32,64,96,96 \
-    --attention_levels 2,3 --pre_norm_residual --interpolate_known --slice_convolution --gap_share 0.5 --observed_share 0.7
+    --attention_levels 2,3 --pre_norm_residual --interpolate_known --slice_convolution --gap_share 0.35 --comb_share 0.35 --observed_share 0.7
   "$PYTHON" training_scripts/train_wavelet_diffusion.py "${COMMON[@]}" --num_subjects "$number" --wavelet none \
     --output_dir "$RUN/voxels-$number" --max_train_steps "${VOXEL_STEPS:-1000}" --block_out_channels 32,64,80,80
 done

@@ -57,6 +57,7 @@ def main() -> None:
             seed=args.seed,
             observed_share=model.observed_share,
             gap_share=model.gap_share,
+            comb_share=model.comb_share,
         ),
         slice_axis=pipeline.config["slice_axis"],
         column=column,

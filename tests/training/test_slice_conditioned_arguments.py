@@ -13,8 +13,11 @@ MISTAKES = {
     "gaps": ({"gap_share": -0.1}, "--gap_share is -0.1; give a number from 0 to 1"),
     "gaps alone": (
         {"gap_share": 1.0, "observed_share": 0.2},
-        "--observed_share is of the steps that --gap_share 1 leaves",
+        "--observed_share is of steps that --gap_share and --comb_share leave none of; leave it out",
     ),
+    "combs": ({"comb_share": 2.0}, "--comb_share is 2.0; give a number from 0 to 1"),
+    "gaps and combs": ({"gap_share": 0.6, "comb_share": 0.5}, "are 1.1 together; give at most 1"),
+    "gaps of two": ({"gap_share": 0.5, "max_slices": 2}, "--gap_share needs --max_slices of at least 3"),
     "pretrained interpolation": (
         {"pretrained_model_name_or_path": "x", "interpolate_known": True},
         "--interpolate_known comes from the pretrained model",

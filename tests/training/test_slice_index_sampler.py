@@ -217,6 +217,22 @@ def test_the_share_of_steps_that_fill_gaps_can_be_set():
     assert targets.numel() and targets.numel() + observed.numel() <= 2
 
 
+def test_the_share_of_steps_that_learn_the_first_stage_can_be_set():
+    sampler = SliceIndexSampler(max_slices=6, gap_share=0.3, comb_share=0.4, observed_share=1.0)
+    first = plan_stages(16, stage_size=3, context_size=3, max_slices=6)[0].targets
+    found = [sampler.draw(16, step, noise_of(step, [0, 1])) for step in range(300)]
+    combs = [targets.tolist() for targets, observed in found if not observed.numel()]
+    assert combs == [[list(first)] * 2] * len(combs)
+    assert abs(len(combs) / 300 - 0.4) < 3 * math.sqrt(0.24 / 300)
+    targets, observed = SliceIndexSampler(comb_share=1.0).draw(2, 0, noise_of(0, [0]))
+    assert targets.tolist() == [[0, 1]] and observed.shape == (1, 0)
+
+
+def test_the_shares_are_of_one_whole():
+    with pytest.raises(ValueError, match=r"gap_share is 0\.7 and comb_share 0\.5, more than 1 together; give less"):
+        SliceIndexSampler(gap_share=0.7, comb_share=0.5)
+
+
 def test_a_gap_needs_three_slices():
     with pytest.raises(ValueError, match=r"gap_share is 0\.5 with 2 slices a step; a gap needs 3"):
         SliceIndexSampler(max_slices=2, gap_share=0.5)

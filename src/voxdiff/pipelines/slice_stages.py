@@ -127,12 +127,12 @@ def _comb_volume(
     """
     teeth = min(teeth, depth)
     if not done:
-        return [(_spread(0, depth - 1, teeth), ())]
+        return [(spread_slices(0, depth - 1, teeth), ())]
     if all(last - first < stage_size for first, last in find_gaps(done, depth)):
         return []
     reach = (depth - 1) / (2 * max(teeth - 1, 1))
     targets, near_teeth = [], set()
-    for place, tooth in enumerate(_spread(0, depth - 1, teeth)):
+    for place, tooth in enumerate(spread_slices(0, depth - 1, teeth)):
         nearest = min(done, key=lambda known: (abs(known - 2 * reach * place), known))
         if abs(nearest - 2 * reach * place) <= reach:
             near_teeth.add(nearest)
@@ -166,7 +166,7 @@ def _fill_gaps(done: Collection[int], depth: int, stage_size: int, context_size:
 def _comb_gap(first: int, last: int, depth: int, teeth: int) -> tuple[int, ...]:
     """Slices spread over a gap that is longer; one at the end of the volume includes that end."""
     below, above = first > 0, last < depth - 1
-    comb = _spread(first - below, last + above, teeth + below + above)
+    comb = spread_slices(first - below, last + above, teeth + below + above)
     return comb[below : len(comb) - above]
 
 
@@ -201,7 +201,7 @@ def _neighbours(targets: Sequence[int], done: Collection[int]) -> set[int]:
     return {number for target in targets for number in (target - 1, target + 1) if number in done}
 
 
-def _spread(first: int, last: int, count: int) -> tuple[int, ...]:
+def spread_slices(first: int, last: int, count: int) -> tuple[int, ...]:
     """Whole numbers evenly spread from `first` to `last`, both included where there are two."""
     steps = max(count - 1, 1)
     return tuple(first + (2 * place * (last - first) + steps) // (2 * steps) for place in range(count))

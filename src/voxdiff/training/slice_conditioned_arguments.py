@@ -38,10 +38,13 @@ class SliceConditionedArguments:
     observed_share: float | None = option(
         None,
         "Share of the steps that observe any slice, 0 to 1; default: as in FDM, a third with 20 of 64 slices. Steps of "
-        "--gap_share come on top.",
+        "--gap_share and --comb_share come on top.",
     )
     gap_share: float = option(
         0.0, "Share of the steps that fill the gaps between evenly spaced slices, as z-super-resolution does, 0 to 1."
+    )
+    comb_share: float = option(
+        0.0, "Share of the steps that learn the first stage of the hierarchical scheme, slices over a whole new volume."
     )
     position_embedding: str | None = option(
         None, "relative+absolute (default): the network knows where in the volume a slice lies; relative: as published."
@@ -73,14 +76,19 @@ class SliceConditionedArguments:
             value = getattr(self, name)
             if value is not None and value < least:
                 raise ValueError(f"--{name} is {value}; give a whole number of at least {least}.")
-        for name in ("observed_share", "gap_share"):
+        for name in ("observed_share", "gap_share", "comb_share"):
             value = getattr(self, name)
             if value is not None and not 0 <= value <= 1:
                 raise ValueError(f"--{name} is {value}; give a number from 0 to 1.")
         if self.gap_share and self.max_slices == 2:
             raise ValueError("--gap_share needs --max_slices of at least 3, two known slices and one between them.")
-        if self.gap_share == 1 and self.observed_share is not None:
-            raise ValueError("--observed_share is of the steps that --gap_share 1 leaves out; leave one of them out.")
+        taken = self.gap_share + self.comb_share
+        if taken > 1:
+            raise ValueError(f"--gap_share and --comb_share are {taken:g} together; give at most 1.")
+        if taken == 1 and self.observed_share is not None:
+            raise ValueError(
+                "--observed_share is of steps that --gap_share and --comb_share leave none of; leave it out."
+            )
         if self.pretrained_model_name_or_path is not None:
             decided = (*_NETWORK, "slice_axis", "max_slices", "prediction_type", "scheduler")
             refuse(self, decided, "comes from the pretrained model")

@@ -4,6 +4,7 @@ from collections.abc import Iterator
 
 import torch
 
+from voxdiff.pipelines.slice_stages import spread_slices
 from voxdiff.training.batches import SampleNoise, keyed_generator
 
 
@@ -20,15 +21,27 @@ class SliceIndexSampler:
         observed_share: Share of the steps that observe any slice; None is that of FDM, which observes none in two steps of
             three (at 64 slices and 20 at a step).
         gap_share: Share of the steps that learn to fill neighbouring gaps of a comb (:func:`draw_comb`), as a stage of
-            z-super-resolution does; the others are as above, and so are all in a volume of fewer than 3 slices.
+            z-super-resolution does; none in a volume of fewer than 3 slices.
+        comb_share: Share of the steps that learn the first stage of the hierarchical scheme, ``max_slices`` slices spread
+            over a volume of which nothing is known. The steps that neither share takes are as above.
 
     Raises:
-        ValueError: If gaps are wanted and ``max_slices`` is below 3.
+        ValueError: If gaps are wanted and ``max_slices`` is below 3, or the two shares make more than 1.
     """
 
     def __init__(
-        self, *, max_slices: int = 20, seed: int = 0, observed_share: float | None = None, gap_share: float = 0.0
+        self,
+        *,
+        max_slices: int = 20,
+        seed: int = 0,
+        observed_share: float | None = None,
+        gap_share: float = 0.0,
+        comb_share: float = 0.0,
     ) -> None:
+        if gap_share + comb_share > 1:
+            raise ValueError(
+                f"gap_share is {gap_share:g} and comb_share {comb_share:g}, more than 1 together; give less."
+            )
         if gap_share and max_slices < 3:
             raise ValueError(
                 f"gap_share is {gap_share:g} with {max_slices} slices a step; a gap needs 3, one between two known ones."
@@ -37,6 +50,7 @@ class SliceIndexSampler:
         self.seed = seed
         self.observed_share = observed_share
         self.gap_share = gap_share
+        self.comb_share = comb_share
 
     def draw(self, depth: int, step: int, noise: SampleNoise) -> tuple[torch.Tensor, torch.Tensor]:
         """Slices of each volume of a batch, ascending.
@@ -50,9 +64,13 @@ class SliceIndexSampler:
             Targets ``(batch, targets)`` and observed slices ``(batch, observed)``, on the CPU; the latter may be none.
         """
         of_step = _uniform_numbers(keyed_generator(self.seed, "slice-numbers", step))
-        if self.gap_share and min(depth, self.max_slices) > 2 and next(of_step) < self.gap_share:
+        gap_share = self.gap_share if min(depth, self.max_slices) > 2 else 0.0
+        kind = next(of_step) if gap_share or self.comb_share else 1.0
+        if kind < gap_share:
             comb = draw_comb(depth, self.max_slices, of_step)
             drawn = [place_comb(depth, *comb, _uniform_numbers(generator)) for generator in noise.generators]
+        elif kind < gap_share + self.comb_share:
+            drawn = [[spread_slices(0, depth - 1, min(self.max_slices, depth)), ()] for _ in noise.generators]
         else:
             wanted = self._draw_numbers(depth, of_step)
             drawn = [self._draw_as_many(depth, wanted, generator) for generator in noise.generators]
