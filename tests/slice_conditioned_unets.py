@@ -18,7 +18,7 @@ def make_slice_conditioned_unet(**changes):
     return model.eval()
 
 
-def make_slices(batch=2, slots=6, grid=(4, 6), channels=1, seed=1):
+def make_slices(batch=2, slots=6, grid=(4, 8), channels=1, seed=1):
     """Arguments of the network: the slots 1 and 4 of each sample are known, and slot 0 of the last one."""
     random = torch.Generator().manual_seed(seed)
     shape = (batch, channels, *grid, slots)

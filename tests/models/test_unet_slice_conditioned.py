@@ -10,7 +10,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from voxdiff import SliceConditionedUNetModel, convert_state_dict
 from voxdiff.schedulers import make_scheduler
 
-BOTH = {"interpolate_known": True, "slice_convolution": True}
+BOTH = {"interpolate_known": True, "slice_convolution": True, "patch_size": 2}
 
 
 @torch.no_grad()
@@ -91,7 +91,7 @@ def test_dropping_known_slots_early_spares_30_percent_of_the_published_network()
         {"attention_levels": (True, True)},
         {"attention_levels": (True, False)},
         {"attention_levels": (False, False)},
-        {"interpolate_known": True, "slice_convolution": True},
+        BOTH,
         {"block_out_channels": (4, 8, 8), "attention_levels": (False, True, False), "layers_per_block": 2},
     ],
 )
@@ -342,6 +342,7 @@ def test_slots_are_checked():
         ({"num_attention_heads": 0}, "into 0 heads"),
         ({"attention_levels": (True, False), "num_attention_heads": 8}, r"widths \[4, 8\] cannot be split"),
         ({"layers_per_block": 0}, "layers_per_block is 0; give at least 1"),
+        ({"patch_size": 0}, "patch_size is 0; give at least 1"),
         ({"position_embedding": "absolute"}, r"'absolute'; allowed are relative, relative\+absolute"),
         ({"position_scale": 0.0}, r"position_scale is 0\.0; give the highest position"),
     ],

@@ -47,7 +47,7 @@ class SliceConditionedUNetModel(VolumeModel):
     Args:
         in_channels: Channels of a slice.
         out_channels: Channels of the prediction.
-        block_out_channels: Width of each level; x and y must be divisible by ``2 ** (levels - 1)``.
+        block_out_channels: Width of each level; x and y must be divisible by ``patch_size * 2 ** (levels - 1)``.
         layers_per_block: Residual blocks of a level in the encoder; the decoder has one more.
         attention_levels: Whether a level attends; the middle always does.
         num_attention_heads: Heads of every attention.
@@ -64,6 +64,8 @@ class SliceConditionedUNetModel(VolumeModel):
             gives there, and how near the next of them is: it then learns what interpolation misses. Not published.
         slice_convolution: Whether each layer of the encoder begins with a convolution over neighbouring slices, known or not,
             so that they can agree at full resolution and not in attention at coarse levels alone. Not published.
+        patch_size: Side of the squares of pixels that become channels before the first layer, and pixels again after the
+            last: 2 leaves a quarter of the positions for the finest level to work on. Published: 1.
         pre_norm_residual: Whether attention is added to its input; the published network adds it to the normalised input.
 
     Raises:
@@ -91,6 +93,7 @@ class SliceConditionedUNetModel(VolumeModel):
         masked_norm: bool = False,
         interpolate_known: bool = False,
         slice_convolution: bool = False,
+        patch_size: int = 1,
         pre_norm_residual: bool = False,
     ) -> None:
         super().__init__()
@@ -105,7 +108,8 @@ class SliceConditionedUNetModel(VolumeModel):
         if position_embedding == "relative+absolute":
             self.absolute_embedding = TimestepEmbedding(base, 4 * base)
             zero_module(self.absolute_embedding.linear_2)
-        self.conv_in = nn.Conv2d((in_channels + 1) * (2 if interpolate_known else 1), base, 3, padding=1)
+        shown = (in_channels + 1) * (2 if interpolate_known else 1)
+        self.conv_in = nn.Conv2d(shown * patch_size**2, base, 3, padding=1)
 
         encoder, decoder = unet_widths(widths, layers_per_block)
         self.down_blocks = nn.ModuleList(
@@ -127,12 +131,12 @@ class SliceConditionedUNetModel(VolumeModel):
         )
 
         self.conv_norm_out = nn.GroupNorm(norm_num_groups, base, eps=norm_eps)
-        self.conv_out = zero_module(nn.Conv2d(base, out_channels, 3, padding=1))
+        self.conv_out = zero_module(nn.Conv2d(base, out_channels * patch_size**2, 3, padding=1))
 
     @property
     def size_divisor(self) -> int:
         """What the slices' x and y must be divisible by; any number of slots will do."""
-        return 2 ** (len(self.config["block_out_channels"]) - 1)
+        return self.config["patch_size"] * 2 ** (len(self.config["block_out_channels"]) - 1)
 
     def forward(
         self,
@@ -176,7 +180,8 @@ class SliceConditionedUNetModel(VolumeModel):
         if self.config["interpolate_known"]:
             shown = known if known is None or valid is None else known.bool() & valid.bool()
             joined = torch.cat([joined, interpolate_known(sample, positions, known_slices, shown)], dim=1)
-        hidden_states = self.conv_in(joined.permute(0, 4, 1, 2, 3).flatten(0, 1))
+        joined = joined.permute(0, 4, 1, 2, 3).flatten(0, 1)
+        hidden_states = self.conv_in(F.pixel_unshuffle(joined, self.config["patch_size"]))
         maps = [hidden_states]
         for down_block in self.down_blocks:
             hidden_states, level_maps = down_block(hidden_states, temb, slices)
@@ -195,6 +200,7 @@ class SliceConditionedUNetModel(VolumeModel):
                 hidden_states = up_block(hidden_states, maps, temb, slices)
 
         output = self.conv_out(F.silu(self.conv_norm_out(hidden_states)))
+        output = F.pixel_shuffle(output, self.config["patch_size"])
         if keep is not None:
             output = output.new_zeros(batch * slots, *output.shape[1:]).index_copy(0, keep, output)
         output = output.unflatten(0, (batch, slots)).permute(0, 2, 3, 4, 1)
@@ -231,8 +237,8 @@ class SliceConditionedUNetModel(VolumeModel):
         for axis, size in zip("xy", sample.shape[2:4], strict=True):
             if size == 0 or size % divisor:
                 raise ValueError(
-                    f"The slices are {tuple(sample.shape[2:4])}, but {len(self.config['block_out_channels'])} levels need "
-                    f"x and y divisible by {divisor}: use {nearest_valid_sizes(size, divisor)} along {axis}."
+                    f"The slices are {tuple(sample.shape[2:4])}, but this network needs x and y divisible by {divisor}: use "
+                    f"{nearest_valid_sizes(size, divisor)} along {axis}."
                 )
 
 
@@ -257,8 +263,9 @@ def _check_config(config: Any) -> None:
             f"Attention of widths {sorted(attended)} cannot be split into {heads} heads; choose num_attention_heads so "
             "that it divides every width that attends, the last one among them."
         )
-    if config["layers_per_block"] < 1:
-        raise ValueError(f"layers_per_block is {config['layers_per_block']}; give at least 1.")
+    for name in ("layers_per_block", "patch_size"):
+        if config[name] < 1:
+            raise ValueError(f"{name} is {config[name]}; give at least 1.")
     if config["position_embedding"] not in POSITION_EMBEDDINGS:
         raise ValueError(
             f"position_embedding is {config['position_embedding']!r}; allowed are {', '.join(POSITION_EMBEDDINGS)}."

@@ -19,6 +19,7 @@ _NETWORK = (
     "attention_levels",
     "num_attention_heads",
     "norm_num_groups",
+    "patch_size",
 )
 _WIDTHS = (128, 128, 256, 384, 512)
 
@@ -65,6 +66,9 @@ class SliceConditionedArguments:
     slice_convolution: bool = option(
         False, "Let neighbouring slices agree at full resolution, by a convolution before each layer of the encoder."
     )
+    patch_size: int | None = option(
+        None, "Side of the squares of pixels that become channels; 2 is several times faster; default: 1, as published."
+    )
     prediction_type: str | None = option(None, ", ".join(PREDICTION_TYPES) + "; default: epsilon.")
     scheduler: str | None = option(None, "Scheduler preset saved with the pipeline; default: fdm-dpm++.")
 
@@ -72,7 +76,7 @@ class SliceConditionedArguments:
         self._require_choice("slice_axis", (0, 1, 2))
         self._require_choice("position_embedding", POSITION_EMBEDDINGS)
         self._require_choice("prediction_type", PREDICTION_TYPES)
-        for name, least in (("max_slices", 2), ("layers_per_block", 1), ("num_attention_heads", 1)):
+        for name, least in (("max_slices", 2), ("layers_per_block", 1), ("num_attention_heads", 1), ("patch_size", 1)):
             value = getattr(self, name)
             if value is not None and value < least:
                 raise ValueError(f"--{name} is {value}; give a whole number of at least {least}.")
@@ -134,6 +138,7 @@ class SliceConditionedArguments:
             position_scale=float(max(depth - 1, 1)),
             interpolate_known=self.interpolate_known,
             slice_convolution=self.slice_convolution,
+            patch_size=self.patch_size or 1,
             pre_norm_residual=self.pre_norm_residual,
         )
 
