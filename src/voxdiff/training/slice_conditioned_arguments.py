@@ -67,7 +67,8 @@ class SliceConditionedArguments:
         False, "Let neighbouring slices agree at full resolution, by a convolution before each layer of the encoder."
     )
     patch_size: int | None = option(
-        None, "Side of the squares of pixels that become channels; 2 is several times faster; default: 1, as published."
+        None,
+        "Side of the squares of pixels that become channels, against the cost of the finest level; default: 1, as published.",
     )
     prediction_type: str | None = option(None, ", ".join(PREDICTION_TYPES) + "; default: epsilon.")
     scheduler: str | None = option(None, "Scheduler preset saved with the pipeline; default: fdm-dpm++.")
