@@ -70,7 +70,7 @@ class SliceIndexSampler:
             comb = draw_comb(depth, self.max_slices, of_step)
             drawn = [place_comb(depth, *comb, _uniform_numbers(generator)) for generator in noise.generators]
         elif kind < gap_share + self.comb_share:
-            drawn = [[spread_slices(0, depth - 1, min(self.max_slices, depth)), ()] for _ in noise.generators]
+            drawn = [[list(spread_slices(0, depth - 1, min(self.max_slices, depth))), []] for _ in noise.generators]
         else:
             wanted = self._draw_numbers(depth, of_step)
             drawn = [self._draw_as_many(depth, wanted, generator) for generator in noise.generators]
