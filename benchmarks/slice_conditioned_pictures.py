@@ -10,7 +10,7 @@ import argparse
 from pathlib import Path
 
 import torch
-from slice_interpolation import LINEAR, MEAN, ONE, interpolate
+from slice_interpolation import LINEAR, MEAN, ONE, interpolate, restore
 
 from voxdiff import Pipeline
 from voxdiff.data.cohort import CohortDataset
@@ -24,24 +24,16 @@ def main() -> None:
     size = pipe.volume_processor.size[0]
     subjects = CohortDataset(args.first + args.subjects, split="test", size=size, cache_dir=args.cache, cache=False)
     axis = pipe.config["slice_axis"]
-    depth = (size - 1) // args.factor * args.factor + 1
     sets: dict[str, list[torch.Tensor]] = {}
     for place in range(args.subjects):
-        real = subjects[args.first + place]["t1"][0].narrow(axis, 0, depth)
+        subject = subjects[args.first + place]["t1"][0]
+        real, output = restore(pipe, subject, args.factor, samples=args.samples, steps=args.steps, seed=args.seed)
+        samples = output.volumes[:, 0]
         linear = interpolate(real.movedim(axis, -1), args.factor, 1).movedim(-1, axis)
-        samples = pipe(
-            volume=real,
-            known_indices=range(0, depth, args.factor),
-            first_position=0,
-            num_inference_steps=args.steps,
-            batch_size=args.samples,
-            generator=[torch.Generator().manual_seed(args.seed + number) for number in range(args.samples)],
-            output_type="pt",
-        ).volumes[:, 0]
         generator = torch.Generator().manual_seed(args.seed + place)
         new = pipe(num_inference_steps=args.steps, generator=generator, output_type="pt").volumes[0, 0]
         shown = {"real": real, f"every {args.factor}th slice, {LINEAR}": linear, ONE: samples[0], MEAN: samples.mean(0)}
-        for name, volume in (shown | {"from nothing": new.narrow(axis, 0, depth)}).items():
+        for name, volume in (shown | {"from nothing": new.narrow(axis, 0, real.shape[axis])}).items():
             sets.setdefault(name, []).append(volume[None])
     save_montage(args.out, sets, count=args.subjects)
 

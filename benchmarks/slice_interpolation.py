@@ -26,7 +26,21 @@ def restore_case(
     if path.exists():
         return json.loads(path.read_text(encoding="utf-8"))
     axis = pipe.config["slice_axis"]
-    depth = (volume.shape[axis] - 1) // factor * factor + 1  # up to the last slice that is kept
+    volume, output = restore(pipe, volume, factor, samples=samples, steps=steps)
+    found = measure_case(volume.movedim(axis, -1), output.volumes[:, 0].movedim(1 + axis, -1), factor)
+    found["seconds"] = output.provenance[0]["seconds"]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with atomic_path(path) as temporary:
+        temporary.write_text(json.dumps(found) + "\n", encoding="utf-8")
+    return found
+
+
+def restore(
+    pipe: SliceConditionedPipeline, volume: torch.Tensor, factor: int, *, samples: int, steps: int, seed: int = 0
+) -> tuple[torch.Tensor, Any]:
+    """The volume ``(x, y, z)`` up to its last slice that is kept, and what the pipeline makes of every `factor`-th one."""
+    axis = pipe.config["slice_axis"]
+    depth = (volume.shape[axis] - 1) // factor * factor + 1
     volume = volume.narrow(axis, 0, depth)
     output = pipe(
         volume=volume,
@@ -34,15 +48,10 @@ def restore_case(
         first_position=None if pipe.unet.config["position_embedding"] == "relative" else 0,
         num_inference_steps=steps,
         batch_size=samples,
-        generator=[torch.Generator().manual_seed(seed) for seed in range(samples)],
+        generator=[torch.Generator().manual_seed(seed + place) for place in range(samples)],
         output_type="pt",
     )
-    found = measure_case(volume.movedim(axis, -1), output.volumes[:, 0].movedim(1 + axis, -1), factor)
-    found["seconds"] = output.provenance[0]["seconds"]
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with atomic_path(path) as temporary:
-        temporary.write_text(json.dumps(found) + "\n", encoding="utf-8")
-    return found
+    return volume, output
 
 
 def measure_case(real: torch.Tensor, samples: torch.Tensor, factor: int) -> dict[str, Any]:

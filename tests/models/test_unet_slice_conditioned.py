@@ -80,8 +80,11 @@ def test_dropping_known_slots_early_spares_30_percent_of_the_published_network()
     with torch.device("meta"):
         model = SliceConditionedUNetModel()
         whole, spared = count(targets_only=False), count(num_targets=10)
+        model = SliceConditionedUNetModel(slice_convolution=True)
+        convolved = count(targets_only=False)
     assert whole == pytest.approx(2.71e12, rel=1e-3)
     assert 1 - spared / whole == pytest.approx(0.309, abs=1e-3)
+    assert convolved / whole - 1 == pytest.approx(0.025, abs=1e-3)
 
 
 @pytest.mark.parametrize(

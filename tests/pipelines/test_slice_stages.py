@@ -68,6 +68,14 @@ def test_a_stage_sees_every_known_slice_beside_its_targets(scheme):
     assert len(plan_stages(64, scheme="autoregressive", known=known, context_size=1)) == 32
 
 
+@pytest.mark.parametrize(
+    ("changes", "slices"),
+    [({"scheme": "autoregressive"}, 248), ({}, 318), ({"stage_size": 12, "context_size": 8}, 208)],
+)
+def test_the_work_at_128_slices_is_that_of_the_documentation(changes, slices):
+    assert sum(len(stage.targets) + len(stage.context) for stage in plan_stages(128, **changes)) == slices
+
+
 def test_an_empty_slice_precedes_the_first_anchored_stage():
     stages = plan_stages(64, scheme="anchored")
     assert stages[0] == SliceStage(targets=tuple(range(1, 11)), context=(0,))

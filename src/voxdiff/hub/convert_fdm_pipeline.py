@@ -22,7 +22,7 @@ PUBLISHED = {
     "noise_schedule": "linear",
     "predict_xstart": False,
 }
-"""The official code's own defaults of what no tensor tells."""
+"""What no tensor tells, where the checkpoint does not either."""
 PAPERS = {"FDM": "2205.11495", "cDPM": "2212.08034"}
 
 

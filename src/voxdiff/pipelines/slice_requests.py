@@ -77,6 +77,7 @@ def read_request(
     else:
         _refuse_unread(of_volume, "a volume")
         grid = _find_size(size, processor)
+        check_depth(grid[slice_axis])
         if known_slices is None:
             hints = {"intensity_range": intensity_range, "unit": unit, "background": background}
             _refuse_unread(hints, "a volume or known slices")
@@ -306,7 +307,6 @@ def _find_size(size: Sequence[int] | None, processor: VolumeProcessor) -> tuple[
         raise ValueError("This model has no grid of its own and no volume gives one; pass size=(x, y, z).")
     if not isinstance(size, Sequence) or len(size) != 3 or not all(map(_is_count, size)):
         raise ValueError(f"size is {size!r}; give three whole numbers (x, y, z) of at least 1.")
-    check_depth(max(size))
     return int(size[0]), int(size[1]), int(size[2])
 
 
