@@ -2,6 +2,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 import torch
+from scipy.spatial.transform import Rotation
 from slice_pipelines import make_slice_processor
 
 from voxdiff import VolumeProcessor
@@ -140,3 +141,14 @@ def test_nothing_known_is_background_of_the_models_grid():
     assert request.clean.shape == (1, 1, 8, 12, 10) and (request.clean == -1).all()
     assert (request.depth, request.known, request.describe()["source"]) == (10, (), None)
     assert request.finish(torch.zeros(1, 1, 8, 12, 10), "latent").shape == (1, 1, 8, 10, 12)
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_a_scan_halfway_between_two_axes_keeps_its_own(seed):
+    random, affine = np.random.default_rng(seed), np.eye(4)
+    affine[:3, :3] = Rotation.from_euler("xyz", [45, 0, 45], degrees=True).as_matrix() * random.uniform(0.5, 5, 3)
+    image = nib.Nifti1Image(random.random((6, 8, 5)).astype(np.float32), affine)
+    processor = make_slice_processor(spacing=None, size=None, orientation=["RAS", "LPS", "SAR"][seed % 3])
+    request = read_request(processor, 2, volume=image, corrupted=[1])
+    (result,) = request.finish(torch.zeros(1, 1, *request.clean.shape[2:]), "nifti")
+    np.testing.assert_allclose(result.affine, affine, atol=1e-5)

@@ -129,6 +129,8 @@ def test_air_may_lie_below_what_is_shown():
         found = read(processor=processor, volume=make_volume(), corrupted=[0], unit="HU", background=background)
         assert found.outside == -1
     assert read(volume=make_volume(), corrupted=[0], background=-1024).outside == -1
+    model = make_slice_processor(intensity="minmax", background=0.0)
+    assert read(processor=model, volume=make_volume() - 5, corrupted=[0]).outside == 1
 
 
 def test_a_ct_model_asks_for_hu():

@@ -221,7 +221,9 @@ def _own_scale(values: np.ndarray, processor: VolumeProcessor, name: str, hints:
         _check_scale(values, processor, name)
         if hints.background is None:
             return processor
-        return replace(processor, background=_find_background(hints.background, *processor.output_range, name))
+        low, high = processor.output_range
+        _check_background(hints.background, low, high, name)
+        return replace(processor, background=max(hints.background, low))
     background = processor.background if hints.background is None else hints.background
     if hints.limits is None:
         low, high = processor.limits(values, name, background)
@@ -235,8 +237,10 @@ def _own_scale(values: np.ndarray, processor: VolumeProcessor, name: str, hints:
         inside="volume",
         clip_below=None,
         unit="a.u." if hints.unit is None else hints.unit,
-        background=None if background is None else _find_background(background, low, high, name),
+        background=None if background is None else min(max(background, low), high),
     )
+    if hints.background is not None:
+        _check_background(hints.background, low, high, name)
     if hints.limits is not None:
         _check_range(values, low, high, name)
     return own
@@ -261,14 +265,13 @@ def _check_range(values: np.ndarray, low: float, high: float, name: str) -> None
         )
 
 
-def _find_background(background: float, low: float, high: float, name: str) -> float:
-    """The value outside the patient as the model's range shows it: air may lie below, as in CT, but not above."""
+def _check_background(background: float, low: float, high: float, name: str) -> None:
+    """Raise ValueError if the value outside the patient lies above what the network sees; air may lie below, as in CT."""
     if background > high:
         raise ValueError(
             f"background is {background:g}, but of {name[0].lower()}{name[1:]} the network sees {low:g} to {high:g}; give "
             "the value outside the patient, at most the upper one."
         )
-    return max(background, low)
 
 
 def _background_level(processor: VolumeProcessor) -> float:
