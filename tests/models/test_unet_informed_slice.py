@@ -85,7 +85,8 @@ def test_untrained_volumetric_layers_change_nothing(indicator, slices, layout):
     known = {"known": torch.ones(2, slices)} if indicator else {}
     with torch.no_grad():
         alone = slice_model(as_slices(sample), timesteps.repeat_interleave(slices)).sample
-    assert torch.equal(as_slices(predict(model, sample, timesteps, **known)), alone)
+    # On some processors the attention kernel rounds by the layout of its input.
+    torch.testing.assert_close(as_slices(predict(model, sample, timesteps, **known)), alone, atol=2e-6, rtol=0)
     assert model.config["window"] == slices
 
 

@@ -77,7 +77,10 @@ class TokenAttention(nn.Module):
             project(tokens).unflatten(2, (-1, self.head_dim)).transpose(1, 2)
             for project in (self.to_q, self.to_k, self.to_v)
         )
-        gathered = F.scaled_dot_product_attention(query, key, value)
+        dtype = query.dtype
+        if query.device.type == "cpu":  # whose 16-bit kernel is slower, its backward pass several times
+            query, key, value = (tensor.float() for tensor in (query, key, value))
+        gathered = F.scaled_dot_product_attention(query, key, value).to(dtype)
         return self.to_out[0](gathered.transpose(1, 2).flatten(2))
 
 
