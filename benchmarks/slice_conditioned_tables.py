@@ -55,7 +55,7 @@ def calibration_table(found: Mapping[str, Any]) -> str:
             numbers = [f"{row[name]:.4f}" for name in ("share", "spread", "error")]
             ratio = "-" if row["ratio"] is None else f"{row['ratio']:.2f}"
             rows.append([f"1 of {factor} kept, spread {bounds}", *numbers, ratio])
-    return markdown_table(["voxels", "share", "rms spread", "rms error", "error / spread"], rows)
+    return markdown_table(["voxels", "share", "expected error", "error of the mean", "error / expected"], rows)
 
 
 def _cell(found: Mapping[str, float] | None, digits: int) -> str:

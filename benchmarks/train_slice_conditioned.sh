@@ -10,7 +10,7 @@ cd "$(dirname "$0")/.."
 
 PYTHON=${PYTHON:-python3}
 if [[ -n ${SMALL:-} ]]; then
-  SUBJECTS=20 STEPS=2 EVERY=2
+  SUBJECTS=20 STEPS=2 EVERY=2 RUN=${RUN:-runs/slice-brain-64-dry}
 fi
 [[ ${DEVICE:-cpu} == cpu ]] && export ACCELERATE_USE_CPU=true
 export PYTHONPATH="src${PYTHONPATH:+:$PYTHONPATH}" HF_HUB_OFFLINE=1

@@ -296,7 +296,8 @@ def test_half_precision_stays_close(dtype):
 def test_weights_are_loaded_strictly(tmp_path):
     model, slices = make_slice_conditioned_unet(position_embedding="relative+absolute"), make_slices()
     model.save_pretrained(tmp_path)
-    assert torch.equal(predict(SliceConditionedUNetModel.from_pretrained(tmp_path), slices), predict(model, slices))
+    loaded = predict(SliceConditionedUNetModel.from_pretrained(tmp_path), slices)
+    torch.testing.assert_close(loaded, predict(model, slices), atol=1e-5, rtol=0)
     weights = tmp_path / "diffusion_pytorch_model.safetensors"
     state = load_file(weights)
     del state["mid_block.attentions.0.slice_attention.relative_k.out.weight"]
@@ -330,8 +331,14 @@ def test_slots_are_checked():
         predict(make_slice_conditioned_unet(), {**slices, "known": None})
     with pytest.raises(ValueError, match="got 3 timesteps for a batch of 2; give one, or one a sample"):
         predict(make_slice_conditioned_unet(), slices, timestep=torch.tensor([1, 2, 3]))
-    with pytest.raises(RuntimeError, match="got one position for two slots of a sample; name each slice once"):
-        predict(make_slice_conditioned_unet(), {**slices, "positions": torch.zeros_like(slices["positions"])})
+    for positions in (torch.zeros_like(slices["positions"]), slices["positions"] + torch.inf):
+        with pytest.raises(
+            ValueError, match="got one position for two slots of a sample, or one that is not finite; name"
+        ):
+            predict(make_slice_conditioned_unet(), {**slices, "positions": positions})
+    unconditional = {"known": None, "known_slices": None, "valid": None}
+    with pytest.raises(ValueError, match="num_targets is 3, but 12 slots are predicted; leave it out"):
+        predict(make_slice_conditioned_unet(), {**slices, **unconditional}, num_targets=3)
 
 
 @pytest.mark.parametrize(

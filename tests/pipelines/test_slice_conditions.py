@@ -124,6 +124,25 @@ def test_the_caller_may_say_what_the_range_stands_for():
     assert result[0, 0, 0, 0].tolist() == [50, 100, 50, 100, 50, 100, 50]
 
 
+ARBITRARY = {"intensity": "window", "low": 0, "high": 1, "unit": "a.u."}
+
+
+@pytest.mark.parametrize("scale", [(2, -1), (-0.9, 0), (0.8, 1.1)])
+def test_a_scan_beyond_an_arbitrary_window_is_refused(scale):
+    values = np.random.default_rng(0).random((8, 12, 5)).astype(np.float32)
+    with pytest.raises(
+        ValueError, match=r"The volume has values from \S+ to \S+, but this model works from 0 to 1; pass int"
+    ):
+        read_request(make_slice_processor(**ARBITRARY), 2, volume=scale[0] * values + scale[1], corrupted=[1])
+
+
+def test_a_dim_scan_is_warned_of(caplog):
+    values = np.random.default_rng(0).random((8, 12, 5)).astype(np.float32)
+    for dim, said in ((1.0, False), (0.0, False), (0.01, True)):
+        read_request(make_slice_processor(**ARBITRARY), 2, volume=dim * values, corrupted=[1])
+        assert ("works from 0 to 1; if they are on another scale, pass intensity_range" in caplog.text) == said
+
+
 def test_a_scan_on_another_scale_than_an_arbitrary_window_is_refused_or_scaled():
     processor = VolumeProcessor(intensity="window", low=0, high=1, unit="a.u.", size=(8, 8, 7))
     values = np.linspace(0, 900, 8 * 8 * 4).reshape(8, 8, 4)

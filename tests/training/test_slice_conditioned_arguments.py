@@ -73,6 +73,24 @@ def test_own_networks_know_where_in_the_volume_they_are():
     assert (config["position_embedding"], config["pre_norm_residual"]) == ("relative", True)
 
 
+def test_every_option_of_the_network_reaches_it():
+    given = {
+        "block_out_channels": "6,12",
+        "layers_per_block": 3,
+        "num_attention_heads": 3,
+        "norm_num_groups": 3,
+        "position_embedding": "relative",
+        "patch_size": 2,
+        **dict.fromkeys(("pre_norm_residual", "interpolate_known", "slice_convolution"), True),
+    }
+    config = SliceConditionedArguments(**given, attention_levels="0").make_unet(8).config
+    expected = given | {"block_out_channels": (6, 12), "attention_levels": (True, False)}
+    assert {name: config[name] for name in expected} == expected
+    usual = SliceConditionedArguments().make_scheduler()
+    other = SliceConditionedArguments(scheduler="fdm").make_scheduler()
+    assert type(usual).__name__ == "DPMSolverMultistepScheduler" and type(other).__name__ == "DDPMScheduler"
+
+
 @pytest.mark.parametrize(
     ("levels", "expected"), [(None, (False, True, True)), ("none", (False,) * 3), ("0,2", (True, False, True))]
 )

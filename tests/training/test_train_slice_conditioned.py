@@ -1,5 +1,4 @@
 import re
-from dataclasses import fields
 
 import pytest
 import torch
@@ -7,7 +6,11 @@ from slice_conditioned_runs import SCRIPT, TINY_COHORT, TINY_MODEL, launch
 from training_runs import assert_same_run, finish, make_runner, read_json, write_volumes
 
 import voxdiff
-from voxdiff.training.slice_conditioned_arguments import SliceConditionedArguments
+from voxdiff.training.slice_index_sampler import SliceIndexSampler
+
+NEW = ["--patch_size", "2", "--slice_convolution", "--interpolate_known", "--pre_norm_residual"]
+NEW += ["--gap_share", "0.3", "--comb_share", "0.3", "--observed_share", "0.7"]
+"""What the published network and FDM's draws have not."""
 
 
 @pytest.fixture(scope="module")
@@ -29,7 +32,7 @@ def sample(folder, **inputs):
 
 def test_from_the_cohort(run):
     shown = ["--validation_steps", "2", "--validation_inference_steps", "1", "--num_validation_volumes", "1"]
-    out = run(*TINY_COHORT, *shown)
+    out = run(*TINY_COHORT, *NEW, *shown)
     index, config = (read_json(out / name) for name in ("model_index.json", "unet/config.json"))
     assert index["_class_name"] == "SliceConditionedPipeline"
     assert (index["slice_axis"], index["stage_size"], index["max_slices"]) == (2, 3, 6)
@@ -41,6 +44,7 @@ def test_from_the_cohort(run):
     assert image.header.get_zooms() == (13.0, 13.0, 13.0)
     assert (out / "validation" / "step-000002" / "volume-0000.png").exists()
     card = (out / "README.md").read_text()
+    assert (config["slice_convolution"], config["patch_size"]) == (True, 2)
     for text in ("Makes axial slices", "Scheme: hierarchical, 3 slices a stage", "relative+absolute", "simulated MR"):
         assert text in card
     assert read_json(out / "run.json")["model"]["max_slices"] == 6
@@ -72,7 +76,7 @@ def test_all_weights_learn(run):
 
 
 def test_a_resumed_run_is_the_run_never_interrupted(run):
-    options = [*TINY_COHORT, "--checkpointing_steps", "2", "--learning_rate", "1e-2"]
+    options = [*TINY_COHORT, *NEW, "--checkpointing_steps", "2", "--learning_rate", "1e-2"]
     whole = run(*options, "--max_train_steps", "4", out="whole")
     run(*options, "--max_train_steps", "2", out="half")
     last = ["--max_train_steps", "4", "--resume_from_checkpoint", "latest"]
@@ -80,6 +84,12 @@ def test_a_resumed_run_is_the_run_never_interrupted(run):
     assert_same_run(whole, half)
     with pytest.raises(SystemExit, match="was trained with stage_size 3, this run has 2; use the same"):
         run(*options, *last, "--max_slices", "5", out="half")
+
+
+def test_a_run_resumed_with_other_shares_says_so(run, capsys):
+    run(*TINY_COHORT, "--gap_share", "0.5", "--max_train_steps", "1")
+    run(*TINY_COHORT, "--comb_share", "0.25", "--max_train_steps", "2", "--resume_from_checkpoint", "latest")
+    assert "resumed with other settings: gap_share 0.5, now 0.0; comb_share 0.0, now 0.25\n" in capsys.readouterr().out
 
 
 MISTAKES = {
@@ -108,16 +118,23 @@ def test_a_mistake_is_one_sentence_and_writes_nothing(run, tmp_path, mistake):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_every_option_is_read_by_something():
-    source = "".join(path.read_text() for path in [SCRIPT, *(SCRIPT.parents[1] / "src/voxdiff").rglob("training/*.py")])
-    for field in fields(SliceConditionedArguments):
-        read = rf"(self|model)\.{field.name}\b|\"{field.name}\""
-        assert re.findall(read, source), f"nothing reads --{field.name}"
+def test_the_shares_decide_what_a_step_learns(run, monkeypatch):
+    seen = []
+    original = SliceIndexSampler.__init__
+
+    def spy(self, *sizes, **settings):
+        seen.append(settings)
+        original(self, *sizes, **settings)
+
+    monkeypatch.setattr(SliceIndexSampler, "__init__", spy)
+    shares = {"observed_share": 0.7, "gap_share": 0.3, "comb_share": 0.2}
+    run(*TINY_COHORT, "--max_train_steps", "1", *(word for name in shares for word in (f"--{name}", str(shares[name]))))
+    assert {name: seen[0][name] for name in shares} == shares
 
 
 @pytest.mark.slow
 def test_two_processes_are_one(monkeypatch, tmp_path, cache):
-    options = [*TINY_COHORT, "--num_subjects", "5", "--cache_dir", cache]
+    options = [*TINY_COHORT, *NEW, "--num_subjects", "5", "--cache_dir", cache]
     options += ["--max_train_steps", "4", "--logging_steps", "1", "--adam_epsilon", "1e-4"]
 
     def start(out, batch, processes):

@@ -158,7 +158,7 @@ def sample_and_save(
     from voxdiff.volumes import save_volumes
 
     def advance(pipeline: Any, index: int, timestep: Any, tensors: dict) -> dict:
-        progress.update(task, advance=len(seeds) * steps / pipeline.num_timesteps)
+        progress.update(task, advance=len(seeds) * steps / (pipeline.num_timesteps * pipeline.num_loops))
         return tensors
 
     output = pipe(

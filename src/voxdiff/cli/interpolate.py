@@ -48,6 +48,9 @@ def interpolate(
     scheme: Annotated[
         str | None, typer.Option(help="hierarchical, autoregressive or anchored; default: the model's own.")
     ] = None,
+    max_batch: Annotated[
+        int | None, typer.Option(help="Most stages that share a call of the network; fewer need less memory.")
+    ] = None,
     num_volumes: Annotated[int, typer.Option(help="How many answers; volume i is drawn with seed + i.")] = 1,
     steps: Annotated[int, typer.Option(help="Solver steps a stage.")] = 50,
     seed: Annotated[int, typer.Option(help="Seed of the first volume.")] = 0,
@@ -76,6 +79,7 @@ def interpolate(
             "unit": unit,
             "background": background,
             "scheme": scheme,
+            "max_batch": max_batch,
         }
         paths = []
         with console.status("Sampling"):

@@ -31,13 +31,19 @@ def check_slots(
 
 
 def _check_distinct(positions: torch.Tensor, valid: torch.Tensor | None) -> None:
-    """Raise RuntimeError if two slots of a sample are one slice; on a GPU it may come later than the call."""
+    """Raise ValueError if two slots of a sample are one slice, or a position is no number.
+
+    In a compiled network and on a GPU, where the answer would have to be waited for, RuntimeError later than the call.
+    """
     same = (positions[:, :, None] == positions[:, None, :]).triu(1)
     if valid is not None:
         same &= valid.bool()[:, :, None] & valid.bool()[:, None, :]
-    torch._assert_async(
-        ~same.any(), "The U-Net got one position for two slots of a sample; name each slice once, padding apart."
-    )
+    distinct = positions.isfinite().all() & ~same.any()
+    message = "The U-Net got one position for two slots of a sample, or one that is not finite; name each slice once."
+    if torch.compiler.is_compiling() or distinct.device.type != "cpu":
+        torch._assert_async(distinct, message)
+    elif not distinct:
+        raise ValueError(message)
 
 
 def join_known(sample: torch.Tensor, known_slices: torch.Tensor | None, known: torch.Tensor | None) -> torch.Tensor:

@@ -174,6 +174,11 @@ class SliceConditionedUNetModel(VolumeModel):
         check_slots(sample, positions, known_slices, known, valid)
         batch, slots = sample.shape[0], sample.shape[-1]
         keep = target_slots(known, valid, num_targets) if targets_only else None
+        if keep is None and num_targets not in (None, batch * slots):
+            raise ValueError(
+                f"num_targets is {num_targets}, but {batch * slots} slots are predicted; leave it out where nothing is known "
+                "and without targets_only."
+            )
         slices, temb = self._embed(timestep, positions, valid, sample)
 
         joined = join_known(sample, known_slices, known)

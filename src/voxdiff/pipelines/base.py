@@ -28,6 +28,7 @@ class VolumePipeline(diffusers.DiffusionPipeline):
 
     _callback_tensor_inputs = ["latents"]
     _loaded_from: dict[str, Any] | None = None
+    _num_loops = 1
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path, **kwargs: Any):
@@ -73,6 +74,11 @@ class VolumePipeline(diffusers.DiffusionPipeline):
         """Steps of the last call, for callbacks."""
         return self._num_timesteps
 
+    @property
+    def num_loops(self) -> int:
+        """How many times the last call goes through these steps: more than once where a volume is made in stages."""
+        return self._num_loops
+
     def check_common_inputs(
         self,
         *,
@@ -84,7 +90,7 @@ class VolumePipeline(diffusers.DiffusionPipeline):
     ) -> None:
         """Raise ValueError, in one sentence, if an argument that all pipelines share cannot be used."""
         check_scheduler(self.scheduler)
-        if not isinstance(batch_size, int) or batch_size < 1:
+        if not isinstance(batch_size, int) or isinstance(batch_size, bool) or batch_size < 1:
             raise ValueError(f"batch_size is {batch_size!r}; give a whole number of at least 1.")
         most = self.scheduler.config.num_train_timesteps
         if not isinstance(num_inference_steps, int) or not 1 <= num_inference_steps <= most:

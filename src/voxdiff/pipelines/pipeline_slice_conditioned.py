@@ -218,7 +218,9 @@ class SliceConditionedPipeline(VolumePipeline):
         volumes = self.prepare_volumes(request, batch_size)
         self.scheduler.set_timesteps(num_inference_steps, device=self._execution_device)
         noise = self.prepare_noise(request, volumes, generator, latents)
-        for alike in batch_stages(stages):
+        batches = batch_stages(stages)
+        self._num_loops = len(batches)
+        for alike in batches:
             made = self.denoise_stages(
                 cut_targets(alike, noise),
                 cut_context(alike, volumes),
@@ -235,7 +237,14 @@ class SliceConditionedPipeline(VolumePipeline):
         self.maybe_free_model_hooks()
         if not return_dict:
             return (output,)
-        conditions = {**request.describe(), **settings, "stages": len(stages), "waves": stages[-1].wave + 1}
+        sizes = {name: value if value is None else int(value) for name, value in settings.items() if name != "scheme"}
+        conditions = {
+            **request.describe(),
+            "scheme": settings["scheme"],
+            **sizes,
+            "stages": len(stages),
+            "waves": stages[-1].wave + 1,
+        }
         records = self.provenance(
             batch_size,
             generator,

@@ -10,12 +10,17 @@ from typing import Any
 import nibabel as nib
 import numpy as np
 import torch
+from diffusers.utils import logging
 
 from voxdiff.pipelines.slice_grids import find_positions, straighten, turn_volume, voxel_sizes
 from voxdiff.volume_files import make_image
 from voxdiff.volume_grids import grid_map, regrid
 from voxdiff.volume_intensities import check_numbers
 from voxdiff.volumes import OutputType, VolumeGeometry, VolumeProcessor
+
+logger = logging.get_logger(__name__)
+
+_BEYOND, _DIM = 0.25, 0.1  # of the model's range: farther outside is refused, less at most is warned of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,7 +108,7 @@ class SliceRequest:
         return {
             "source": None if self.given is None else self.given.source,
             "known_slices": list(self.known),
-            "slice_axis": self.slice_axis,
+            "slice_axis": int(self.slice_axis),
             "first_position": float(self.positions[0]),
             "intensity_range": None if self.given is None else list(self.processor.output_range),
         }
@@ -247,13 +252,17 @@ def _own_scale(values: np.ndarray, processor: VolumeProcessor, name: str, hints:
 
 
 def _check_scale(values: np.ndarray, processor: VolumeProcessor, name: str) -> None:
-    """Raise ValueError if values in arbitrary units lie farther from the model's window than it is wide."""
+    """Raise ValueError if values in arbitrary units are on another scale than the model's; warn if they may be."""
     low, high = processor.output_range
-    if processor.unit == "a.u." and max(values.max() - high, low - values.min()) > high - low:
-        raise ValueError(
-            f"{name} has values from {values.min():g} to {values.max():g}, but this model works from {low:g} to "
-            f"{high:g}; pass intensity_range, the values that shall become these two."
-        )
+    if processor.unit != "a.u.":
+        return
+    found = (
+        f"{name} has values from {values.min():g} to {values.max():g}, but this model works from {low:g} to {high:g}"
+    )
+    if max(values.max() - high, low - values.min()) > _BEYOND * (high - low):
+        raise ValueError(f"{found}; pass intensity_range, the values that shall become these two.")
+    if low < values.max() < low + _DIM * (high - low):
+        logger.warning("%s; if they are on another scale, pass intensity_range.", found)
 
 
 def _check_range(values: np.ndarray, low: float, high: float, name: str) -> None:

@@ -63,6 +63,9 @@ def plan_stages(
         ValueError: If an argument is out of its range, a slice is not in the volume or is named twice.
     """
     _check_sizes(depth, scheme, stage_size, context_size, first_stage_size, max_slices)
+    # Comparisons of numpy's numbers are no Python booleans, which count as numbers below.
+    stage_size, context_size = int(stage_size), int(context_size)
+    first_stage_size = None if first_stage_size is None else int(first_stage_size)
     done = set(check_slices("known", known, depth))
     if scheme == "anchored" and not done and depth > 1:
         done = {0}

@@ -302,11 +302,21 @@ class Trainer:
                     f"{checkpoint} was trained with {name} {state[name]}, this run has {value}; use the same settings, "
                     "or start a new run from its weights (--pretrained_model_name_or_path)."
                 )
+        self._tell_changes(state.get("run", {}).get("model", {}))
         self.accelerator.load_state(str(checkpoint))
         self.accelerator.step = 0  # micro-batches since the last optimiser step
         self._apply_optimizer_settings()
         device = self.accelerator.device
         return state["step"], [torch.tensor(loss, device=device) for loss in state.get("losses", [])]
+
+    def _tell_changes(self, before: dict[str, Any]) -> None:
+        """Say which of the model's settings a resumed run has otherwise than until now, such as what its steps learn."""
+        now = json.loads(json.dumps(self.run_config.get("model", {})))
+        changes = [
+            f"{name} {before[name]}, now {value}" for name, value in now.items() if before.get(name, value) != value
+        ]
+        if changes and self.accelerator.is_main_process:
+            print(f"resumed with other settings: {'; '.join(changes)}", flush=True)
 
     def _apply_optimizer_settings(self) -> None:
         """A checkpoint brings its own learning rate and such; this run's arguments count."""
