@@ -299,10 +299,7 @@ def test_a_saved_pipeline_makes_the_same_volume(shared, tmp_path):
     assert isinstance(loaded, SliceConditionedPipeline)
     assert loaded.config["max_slices"] == 7 and loaded.volume_processor == shared.volume_processor
     loaded.set_progress_bar_config(disable=True)
-    weights = shared.unet.state_dict()
-    assert all(torch.equal(weights[name], tensor) for name, tensor in loaded.unet.state_dict().items())
-    # Weights of a file lie elsewhere in memory, which decides how some processors round.
-    torch.testing.assert_close(sample(loaded), sample(shared), atol=2e-5, rtol=0)
+    assert torch.equal(sample(loaded), sample(shared))
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])

@@ -6,7 +6,9 @@ from typing import Any
 
 from diffusers.configuration_utils import ConfigMixin
 from diffusers.models.modeling_utils import ModelMixin
+from torch import nn
 
+_ALIGNMENT = 64  # bytes, of memory that torch asks for itself
 PICKLE_SUFFIXES = (".pt", ".pth", ".ckpt", ".bin", ".pkl")
 
 
@@ -47,7 +49,15 @@ class VolumeModel(ModelMixin, ConfigMixin):
                     f"{problem.replace('_', ' ')}, the first is {sorted(map(str, info[problem]))[0]}; use weights and "
                     "config of the same model."
                 )
+        align_weights(model)
         return (model, info) if wants_info else model
+
+
+def align_weights(module: nn.Module) -> None:
+    """Copy weights that a file's layout put at odd addresses, by which some processors round: then only values count."""
+    for tensor in (*module.parameters(), *module.buffers()):
+        if tensor.device.type == "cpu" and tensor.data_ptr() % _ALIGNMENT:
+            tensor.data = tensor.data.clone()
 
 
 def safetensors_only(use_safetensors: bool | None) -> bool:

@@ -15,7 +15,13 @@ import torch
 from diffusers.utils.torch_utils import randn_tensor
 
 import voxdiff
-from voxdiff.models.base import PICKLE_SUFFIXES, refuse_pickle, refuse_pickled_components, safetensors_only
+from voxdiff.models.base import (
+    PICKLE_SUFFIXES,
+    align_weights,
+    refuse_pickle,
+    refuse_pickled_components,
+    safetensors_only,
+)
 from voxdiff.pipelines.output import peak_memory_mb, seeds_of
 from voxdiff.schedulers import check_scheduler
 
@@ -52,6 +58,9 @@ class VolumePipeline(diffusers.DiffusionPipeline):
             revision = Path(folder).name
         refuse_pickled_components(folder)
         pipe = super().from_pretrained(folder, **kwargs)
+        for part in pipe.components.values():
+            if isinstance(part, torch.nn.Module):
+                align_weights(part)
         pipe.register_to_config(_name_or_path=source)
         weights = _hash_weights(folder, variant=kwargs.get("variant"), replaced=kwargs)
         pipe._loaded_from = {"model": source, "revision": revision, "weights_sha256": weights}
