@@ -20,6 +20,6 @@ export PYTHONPATH="src${PYTHONPATH:+:$PYTHONPATH}" HF_HUB_OFFLINE=1
   --output_dir "${RUN:-runs/slice-brain-64}" --max_train_steps "${STEPS:-6000}" --train_batch_size "${BATCH:-2}" \
   --block_out_channels 48,80,96 --layers_per_block 1 --attention_levels 1,2 --norm_num_groups 16 --patch_size 2 \
   --pre_norm_residual --interpolate_known --slice_convolution --gap_share 0.35 --comb_share 0.35 --observed_share 0.7 \
-  --prediction_type v_prediction --learning_rate 8e-4 --lr_scheduler cosine --lr_warmup_steps 100 --ema_decay 0.998 \
+  --prediction_type sample --learning_rate 8e-4 --lr_scheduler cosine --lr_warmup_steps 100 --ema_decay 0.998 \
   --mixed_precision bf16 --dataloader_num_workers "${WORKERS:-1}" --seed 0 \
   --checkpointing_steps "${EVERY:-200}" --checkpoints_total_limit 1 --resume_from_checkpoint latest --logging_steps 50

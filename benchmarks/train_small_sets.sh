@@ -14,7 +14,7 @@ PYTHON=${PYTHON:-python3}
 export PYTHONPATH="src${PYTHONPATH:+:$PYTHONPATH}" HF_HUB_OFFLINE=1
 
 COMMON=(
-  --cohort mr --resolution 32 --cache_dir "${CACHE:-runs/cohort}" --train_batch_size 2 --prediction_type v_prediction
+  --cohort mr --resolution 32 --cache_dir "${CACHE:-runs/cohort}" --train_batch_size 2 --prediction_type sample
   --layers_per_block 1 --norm_num_groups 16 --learning_rate 8e-4 --lr_scheduler cosine --lr_warmup_steps 100
   --ema_decay 0.998 --mixed_precision bf16 --dataloader_num_workers 0 --seed 0 --checkpointing_steps 200
   --checkpoints_total_limit 1 --resume_from_checkpoint latest --logging_steps 20
