@@ -4,7 +4,7 @@
 #
 #   bash benchmarks/train_small_sets.sh     each resumes where it was; then bench_slice_conditioned.py --also
 #
-# Settings (environment): RUN=runs/small-sets, CACHE=runs/cohort, SLICE_STEPS=1200, VOXEL_STEPS=1000, NUMBERS="500 50".
+# Settings (environment): RUN=runs/small-sets, CACHE=runs/cohort, SLICE_STEPS=900, VOXEL_STEPS=750, NUMBERS="500 50".
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -22,8 +22,8 @@ COMMON=(
 
 for number in ${NUMBERS:-500 50}; do
   "$PYTHON" training_scripts/train_slice_conditioned.py "${COMMON[@]}" --num_subjects "$number" \
-    --output_dir "$RUN/slices-$number" --max_train_steps "${SLICE_STEPS:-1200}" --block_out_channels 32,64,96,96 \
+    --output_dir "$RUN/slices-$number" --max_train_steps "${SLICE_STEPS:-900}" --block_out_channels 32,64,96,96 \
     --attention_levels 2,3 --pre_norm_residual --interpolate_known --slice_convolution --gap_share 0.35 --comb_share 0.35 --observed_share 0.7
   "$PYTHON" training_scripts/train_wavelet_diffusion.py "${COMMON[@]}" --num_subjects "$number" --wavelet none \
-    --output_dir "$RUN/voxels-$number" --max_train_steps "${VOXEL_STEPS:-1000}" --block_out_channels 32,64,80,80
+    --output_dir "$RUN/voxels-$number" --max_train_steps "${VOXEL_STEPS:-750}" --block_out_channels 32,64,80,80
 done
