@@ -17,9 +17,9 @@ after the other, for one volume; slices: in all its calls, context included. Sec
 Intervals are 95 %: over pairs, over volumes (bootstrap), or by a jackknife over volumes.
 
 Missing slices: of --cases further subjects every 2nd, 4th, 8th slice is kept. PSNR and SSIM of the others; linear and cubic
-splines; --samples samples, scored one by one and as their mean, whose error is held against their spread, voxel by voxel: one
-half of the samples chooses a voxel's bin of spread, the other, n samples, is measured. If the truth is a further sample, their
-mean errs by the spread times sqrt(1 + 1/n), the expected error.
+splines; --samples samples, scored one by one and as their mean, whose error is held against their spread, voxel by voxel:
+one half of the samples chooses a voxel's bin of spread, the other, n samples, is measured. If the truth is a further sample,
+their mean errs by the spread times sqrt(1 + 1/n), the expected error.
 
 Volumes and cases are kept in --runs and never made again: a killed benchmark goes on where it was. Writes NAME.json and
 NAME.md below --out, after the sets and after the cases. Needs voxdiff[metrics].
