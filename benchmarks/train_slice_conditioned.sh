@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# A recipe for a model slice-brain-64: axial slices of simulated T1w heads on 64³, any from any others.
+# The recipe of model_cards/slice-brain-64: axial slices of simulated T1w heads on 64³, any from any others.
 #
 #   bash benchmarks/train_slice_conditioned.sh     resumes where it was
 #

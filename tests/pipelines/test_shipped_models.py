@@ -25,6 +25,13 @@ def informed():
     return pipe
 
 
+@pytest.fixture(scope="module")
+def sliced():
+    pipe = voxdiff.Pipeline.from_pretrained(resolve_model("slice-brain-64"))
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
 def generate(pipe, label, **arguments):
     generator = torch.Generator().manual_seed(0)
     return pipe(label, num_inference_steps=2, generator=generator, **arguments).volumes[0]
@@ -71,3 +78,21 @@ def test_mask_and_slice_move_the_volume(informed):
     assert bright[brain > 0].mean() > dark[brain > 0].mean() + 0.1
     assert ill[tumour == 2].mean() > dark[tumour == 2].mean() + 0.1
     assert abs(dark[brain == 0].mean()) < 0.05
+
+
+def test_known_slices_stay_and_decide_what_lies_between(sliced):
+    axes = np.meshgrid(*(np.linspace(-1, 1, 64),) * 3, indexing="ij")
+    head = np.where(sum((1.4 * axis) ** 2 for axis in axes) < 1, 0.7, 0).astype(np.float32)
+    head[24:40, 24:40, 28:37] = 0.2
+    affine, known = np.diag([3.25, 3.25, 3.25, 1.0]), list(range(24, 41, 4))
+    generator = torch.Generator().manual_seed(0)
+    image = nib.Nifti1Image(head[..., 24:41], affine)
+    arguments = {"known_indices": [index - 24 for index in known], "first_position": 24, "intensity_range": (0, 1)}
+    [volume] = sliced(volume=image, num_inference_steps=4, generator=generator, **arguments).volumes
+    assert volume.shape == (64, 64, 17) and np.allclose(volume.affine, affine)
+    values, real = volume.get_fdata(), head[..., 24:41]
+    assert np.array_equal(values[..., ::4], real[..., ::4])
+    missing = np.arange(17) % 4 != 0
+    error = np.abs(values - real)[..., missing].mean()
+    assert error < 0.5 * np.abs(np.roll(real, 8, axis=0) - real)[..., missing].mean()
+    assert abs(values[..., missing][:6, :6].mean()) < 0.05
