@@ -85,7 +85,7 @@ class VolumePipeline(diffusers.DiffusionPipeline):
 
     @property
     def num_loops(self) -> int:
-        """How many times the last call goes through these steps: more than once where a volume is made in stages."""
+        """How often `SliceConditionedPipeline`, which makes a volume in stages, goes through these steps in the last call."""
         return self._num_loops
 
     def check_common_inputs(

@@ -237,14 +237,7 @@ class SliceConditionedPipeline(VolumePipeline):
         self.maybe_free_model_hooks()
         if not return_dict:
             return (output,)
-        sizes = {name: value if value is None else int(value) for name, value in settings.items() if name != "scheme"}
-        conditions = {
-            **request.describe(),
-            "scheme": settings["scheme"],
-            **sizes,
-            "stages": len(stages),
-            "waves": stages[-1].wave + 1,
-        }
+        conditions = {**request.describe(), **_plain(settings), "stages": len(stages), "waves": stages[-1].wave + 1}
         records = self.provenance(
             batch_size,
             generator,
@@ -334,3 +327,8 @@ class SliceConditionedPipeline(VolumePipeline):
         """Constraint on x0: it stays within the value range, whatever the scheduler."""
         low, high = self.volume_processor.value_range
         return slices.clamp(low, high)
+
+
+def _plain(settings: dict[str, Any]) -> dict[str, Any]:
+    """Settings as JSON can hold them, whole numbers of numpy among them."""
+    return {name: value if value is None or isinstance(value, str) else int(value) for name, value in settings.items()}
