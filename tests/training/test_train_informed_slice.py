@@ -219,4 +219,5 @@ def test_two_processes_are_one(monkeypatch, tmp_path, cache, vae, slice_stage, s
 
     assert "1 process(es)" in start("one", 4, 1)
     assert "2 process(es)" in start("two", 2, 2)
-    assert_same_run(tmp_path / "one", tmp_path / "two", tolerance=1e-6)
+    # The autoencoder amplifies the rounding of half a batch, at most 2.7e-6 (AMD) in moments of up to 0.012.
+    assert_same_run(tmp_path / "one", tmp_path / "two", tolerance=1e-5 if stage == "autoencoder" else 1e-6)
