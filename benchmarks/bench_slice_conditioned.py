@@ -4,17 +4,17 @@
         [--volumes 60] [--steps 25] [--long-steps 1000 --long-volumes 20] [--also NAME=FOLDER ...]
         [--cases 20] [--samples 4] [--factors 2 4 8]
 
-Sets: each scheme at --steps; the hierarchical scheme with stages of 12 slices and a context of 8, which takes fewer slices;
-the hierarchical scheme with the ancestral sampler of --long-steps (0: left out); and other pipelines of whole volumes, such
-as the voxel-space DDPM trained on the same subjects (--also, with their own scheduler and --steps). Anchor: real subjects.
-Every set is held against further test subjects that are in none.
+Sets: each scheme at --steps; the hierarchical scheme with stages of 12 slices and a context of 8, which takes fewer slices
+of deep volumes; the hierarchical scheme with the ancestral sampler of --long-steps (0: left out); and other pipelines of
+whole volumes, such as the voxel-space DDPM trained on the same subjects (--also, with their own scheduler and --steps).
+Anchor: real subjects. Every set is held against further test subjects that are in none.
 
 MS-SSIM: mean over random pairs within the set; nearer to the real value is better. MMD: of voxels, dot product, × 10³. FID:
 16 slices a volume and plane under the extractor cohort-2d. First and last: the slices between which a head is seen (more
 than 1 % of a slice above 0.1), and the Wasserstein distance to the real ones, in slices. Jump: mean step between
-neighbouring slices over the real one, between slices of one stage and at the seams of stages. Calls: of the network, one
-after the other, for one volume; slices: in all its calls, context included. Seconds: median of a volume made alone.
-Intervals are 95 %: over pairs, over volumes (bootstrap), or by a jackknife over volumes.
+neighbouring slices over the real one, of all neighbours, of those made in one stage, and of those at the seams of stages.
+Calls: of the network, one after the other, for one volume; slices: in all its calls, context included. Seconds: median of a
+volume made alone. Intervals are 95 %: over pairs, over volumes (bootstrap), or by a jackknife over volumes.
 
 Missing slices: of --cases further subjects every 2nd, 4th, 8th slice is kept. PSNR and SSIM of the others; linear and cubic
 splines; --samples samples, scored one by one and as their mean, whose error is held against their spread, voxel by voxel:

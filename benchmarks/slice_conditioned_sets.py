@@ -157,10 +157,13 @@ def _measure_ends(volumes: Sequence[torch.Tensor], reference: Reference) -> Row:
 def _measure_jumps(volumes: Sequence[torch.Tensor], reference: Reference, seams: Sequence[int]) -> Row:
     jumps = np.array([slice_jumps(volume, reference.axis) for volume in volumes])
     at_seam = np.isin(np.arange(jumps.shape[1]), list(seams))
+    places = {"jump": np.ones_like(at_seam)}
+    if at_seam.any():
+        places |= {"stage_jump": ~at_seam, "seam_jump": at_seam}
     return {
-        name: _interval(mean_interval(jumps[:, places].sum(1) / reference.jumps[places].sum()))
-        for name, places in (("jump", ~at_seam), ("seam_jump", at_seam))
-        if places.any()
+        name: _interval(mean_interval(jumps[:, where].sum(1) / reference.jumps[where].sum()))
+        for name, where in places.items()
+        if where.any()
     }
 
 

@@ -16,6 +16,7 @@ _COLUMNS = {
     "last": ("last", 1),
     "last_distance": ("distance", 2),
     "jump": ("jump", 3),
+    "stage_jump": ("in stages", 3),
     "seam_jump": ("at seams", 3),
 }
 _COUNTS = {"calls": 0, "slices": 0, "seconds": 1}

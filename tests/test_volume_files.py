@@ -95,7 +95,7 @@ def test_a_file_of_something_else_is_named(tmp_path):
         FileNotFoundError, match=r"There is no file '.*missing.nii.gz'; give the path of a NIfTI volume"
     ):
         load_volume(tmp_path / "missing.nii.gz")
-    with pytest.raises(FileNotFoundError, match="There is no file"):
+    with pytest.raises(FileNotFoundError, match=r"The folder '.*' is no file; give the path of a NIfTI volume"):
         load_volume(tmp_path)
     Image.new("L", (4, 4)).save(tmp_path / "picture.png")
     with pytest.raises(ValueError, match=r"picture.png' cannot be read"):

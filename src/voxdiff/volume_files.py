@@ -53,7 +53,8 @@ def load_volume(
         path = Path(path_or_image)
         name = f"The volume {str(path)!r}"
         if not path.is_file():
-            raise FileNotFoundError(f"There is no file {str(path)!r}; give the path of a NIfTI volume.")
+            found = "The folder {!r} is no file" if path.is_dir() else "There is no file {!r}"
+            raise FileNotFoundError(f"{found.format(str(path))}; give the path of a NIfTI volume.")
         try:
             image = nib.load(path)
         except _UNREADABLE as error:

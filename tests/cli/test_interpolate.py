@@ -57,7 +57,7 @@ def test_every_option_reaches_the_pipeline(model, scan, tmp_path):
 
 
 def test_few_slices_of_a_scan_are_used_in_another_order(model, scan, tmp_path):
-    options = ["--known-indices", "0,3", "--scheme", "autoregressive", "--background", 0]
+    options = ["--known-indices", "0,3", "--scheme", "autoregressive", "--background", 0, "--max-batch", 1]
     result = run(scan, tmp_path / "out", model, *options)
     assert result.exit_code == 0, result.output
     conditions = json.loads((tmp_path / "out" / "scan-0000.json").read_text())["conditions"]
@@ -71,6 +71,7 @@ def test_few_slices_of_a_scan_are_used_in_another_order(model, scan, tmp_path):
         (("--corrupted", "1-3"), "--corrupted is '1-3'; write whole numbers with commas"),
         (("--known-indices", "0;3"), "--known-indices is '0;3'; write whole numbers with commas"),
         (("--background", 1e6), "give the value outside the patient"),
+        (("--corrupted", "0", "--max-batch", 0), "max_batch is 0"),
         (("--corrupted", "9"), "corrupted has the slice 9; give whole numbers from 0 to 3"),
         (("--factor", 2, "--num-volumes", 0), "--num-volumes is 0"),
     ],

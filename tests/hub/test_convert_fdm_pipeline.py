@@ -18,7 +18,7 @@ load = cache(load_golden)
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory):
     path = tmp_path_factory.mktemp("official") / "ema_0.9999_200000.pt"
-    torch.save({"state_dict": load("cdpm_unet")[1], "config": Namespace(num_heads=4), "step": 200_000}, path)
+    torch.save({"state_dict": load("cdpm_unet")[1], "config": {"num_heads": 4}, "step": 200_000}, path)
     return path
 
 
@@ -70,14 +70,17 @@ def test_what_the_network_was_trained_on_can_be_given(checkpoint, tmp_path):
     assert "pipe(num_inference_steps=25)" in (out / "README.md").read_text()
 
 
-def test_the_settings_of_the_training_are_read(tmp_path):
+@pytest.mark.parametrize("kind", [dict, Namespace])
+def test_the_settings_of_the_training_are_read(tmp_path, kind):
     settings = {"num_heads": 8, "max_frames": 9, "noise_schedule": "cosine", "predict_xstart": True, "lr": 1e-4}
-    torch.save({"state_dict": load("cdpm_unet")[1], "config": settings}, tmp_path / "weights.pt")
+    settings["sigma_small"] = True
+    torch.save({"state_dict": load("cdpm_unet")[1], "config": kind(**settings)}, tmp_path / "weights.pt")
     pipe = voxdiff.Pipeline.from_pretrained(convert_fdm_checkpoint(tmp_path / "weights.pt", tmp_path / "out"))
     assert (pipe.config.max_slices, pipe.config.stage_size, pipe.config.context_size) == (9, 4, 5)
     assert pipe.unet.config.num_attention_heads == 8
     config = pipe.scheduler.config
     assert (config.beta_schedule, config.prediction_type) == ("squaredcos_cap_v2", "sample")
+    assert voxdiff.schedulers.swap_scheduler(pipe.scheduler, "ddpm").config.variance_type == "fixed_small"
     given = {"max_slices": 6, "unet_overrides": {"num_attention_heads": 4}}
     pipe = voxdiff.Pipeline.from_pretrained(convert_fdm_checkpoint(tmp_path / "weights.pt", tmp_path / "own", **given))
     assert (pipe.config.max_slices, pipe.unet.config.num_attention_heads) == (6, 4)

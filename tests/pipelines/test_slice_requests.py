@@ -50,8 +50,24 @@ def test_voxels_that_are_not_used_may_be_nan(tmp_path):
     nib.save(nib.Nifti1Image(broken, np.diag([2, 2, 3, 1])), tmp_path / "broken.nii")
     for volume in (broken, torch.from_numpy(broken), tmp_path / "broken.nii"):
         assert torch.equal(read(volume=volume, corrupted=[3]).clean, read(volume=values, corrupted=[3]).clean)
-        with pytest.raises(ValueError, match=r"The volume .*holds 64 NaN or infinite voxels"):
+        with pytest.raises(
+            ValueError, match=r"The volume .*NaN or infinite voxels in the slices 3; name such slices in cor"
+        ):
             read(volume=volume, corrupted=[2])
+
+
+def test_thick_slices_along_another_axis_are_warned_of(caplog):
+    image = make_image(make_volume((6, 8, 8)).astype(np.float32), np.diag([6.0, 1, 1, 1]))
+    assert read(axis=0, volume=image, factor=3).depth == 16
+    assert read(axis=2, volume=image, extend=(0, 1)).depth == 9 and not caplog.records
+    read(axis=2, volume=image, slice_spacing=0.5)
+    (record,) = caplog.records
+    assert "refined along axis 2, where its slices are 1 mm apart, and stays as it is along axis 0" in record.message
+
+
+def test_counts_may_be_arrays():
+    assert read(volume=make_volume(), extend=np.array([1, 1])).depth == 8
+    assert read(known_slices={0: PLANE}, size=np.array([8, 8, 3])).depth == 3
 
 
 def test_bfloat16_is_read_as_it_is():
@@ -159,6 +175,10 @@ def test_a_ct_model_asks_for_hu():
         ),
         ({"known_slices": {0: PLANE[None]}}, r"Known slice 0 is a ndarray of shape \(1, 8, 8\); give a 2D array"),
         ({"known_slices": {0: PLANE * np.nan}}, "Known slice 0 holds 64 NaN"),
+        (
+            {"known_slices": {2: nib.Nifti1Image(PLANE.astype(np.float32), np.eye(4))}},
+            r"Known slice 2: The image has shape \(8, 8\); give a 3D volume",
+        ),
         ({"known_slices": {0: np.zeros((8, 8))}}, "The set of known slices has no contrast"),
         ({"known_slices": {0: PLANE}, "volume": make_volume()}, "known_slices and a volume were given"),
         ({"known_slices": {0: PLANE}, "factor": 2}, "factor was given without a volume"),

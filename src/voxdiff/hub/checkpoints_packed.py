@@ -20,7 +20,13 @@ _TRUSTED = {
 
 
 class Inert:
-    """Stands for an object of any class that holds no tensors (arguments, configurations, callbacks); does nothing."""
+    """Stands for an object of any class that holds no tensors (arguments, configurations, callbacks); does nothing.
+
+    Attributes:
+        state: What the object's attributes were saved as.
+    """
+
+    state: Any = None
 
     def __init__(self, *args: Any, **kwargs: Any) -> None: ...
 
@@ -28,7 +34,9 @@ class Inert:
         """Take any arguments."""
         return self
 
-    def __setstate__(self, state: Any) -> None: ...
+    def __setstate__(self, state: Any) -> None:
+        """Keep the state, and set no attribute by it."""
+        self.state = state
 
     def __setitem__(self, key: Any, value: Any) -> None: ...
 
@@ -48,10 +56,11 @@ class InertUnpickler(pickle.Unpickler):
 
 
 def read_packed_settings(path: str | Path, entry: str) -> dict[str, Any]:
-    """Reads the settings under one entry of an official checkpoint, none if it has no such entry or an object instead."""
+    """Reads the settings under one entry of an official checkpoint, a mapping or an object's attributes; else none."""
     path = Path(path)
     content = None if path.suffix == ".safetensors" else _load_inert(path)
     found = content.get(entry) if isinstance(content, Mapping) else None
+    found = found.state if isinstance(found, Inert) else found
     return {str(key): value for key, value in found.items()} if isinstance(found, Mapping) else {}
 
 

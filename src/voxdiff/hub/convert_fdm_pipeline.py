@@ -21,6 +21,7 @@ PUBLISHED = {
     "diffusion_steps": 1000,
     "noise_schedule": "linear",
     "predict_xstart": False,
+    "sigma_small": False,
 }
 """What no tensor tells, where the checkpoint does not either."""
 PAPERS = {"FDM": "2205.11495", "cDPM": "2212.08034"}
@@ -95,7 +96,11 @@ def _diffusion(settings: Mapping[str, Any]) -> dict[str, str]:
             f"{settings['noise_schedule']!r}; only 1000 of {' or '.join(map(repr, schedules))} can be converted."
         )
     prediction = "sample" if settings["predict_xstart"] else "epsilon"
-    return {"beta_schedule": schedules[settings["noise_schedule"]], "prediction_type": prediction}
+    return {
+        "beta_schedule": schedules[settings["noise_schedule"]],
+        "prediction_type": prediction,
+        "variance_type": "fixed_small" if settings["sigma_small"] else "fixed_large",
+    }
 
 
 def _card(path: Path, processor: VolumeProcessor | None) -> str:

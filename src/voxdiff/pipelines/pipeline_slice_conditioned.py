@@ -154,7 +154,7 @@ class SliceConditionedPipeline(VolumePipeline):
             context_size: Most slices that a stage sees.
             first_stage_size: Most slices of the first stage, which beside known slices has room for what `max_slices` leaves
                 of them, or of the hierarchical scheme's comb; None is `stage_size`, for the comb as many as the network
-                takes.
+                takes. It has no effect where known slices lie so close that no comb is made.
             first_position: Where, in slices of the model, the result's first slice lies; None puts the result in the
                 middle of the model's grid.
             intensity_range: Values of the known slices that the ends of the model's range stand for, instead of what its

@@ -12,6 +12,7 @@ from typing import Any
 import nibabel as nib
 import numpy as np
 import torch
+from diffusers.utils import logging
 
 from voxdiff.pipelines.slice_conditions import (
     GivenSlices,
@@ -27,6 +28,9 @@ from voxdiff.volume_intensities import check_numbers
 from voxdiff.volumes import VolumeInput, VolumeProcessor, intensity_unit, load_volume
 
 _LARGEST_TILT = 1.0  # degrees
+_THICKER = 1.5  # times the spacing of other slices
+
+logger = logging.get_logger(__name__)
 
 
 def read_request(
@@ -137,12 +141,19 @@ def place_volume(
     source = str(volume) if isinstance(volume, str | Path) else type(volume).__name__
     name = f"The volume {source!r}" if isinstance(volume, str | Path) else "The volume"
     used = _usable_slices(known_indices, corrupted, values.shape[slice_axis])
-    check_values(np.take(values, used, slice_axis), name)
+    _check_finite(values, used, name, slice_axis)
     if isinstance(volume, np.ndarray | torch.Tensor) and slice_spacing is not None:
         raise ValueError(
             "slice_spacing was given, but an array has no spacing of its own; give factor, or a NIfTI image."
         )
-    factor = find_factor(voxel_sizes(affine)[slice_axis], factor, slice_spacing)
+    spacing = voxel_sizes(affine)
+    factor = find_factor(spacing[slice_axis], factor, slice_spacing)
+    if factor > 1 and max(spacing) > _THICKER * spacing[slice_axis]:
+        logger.warning(
+            "%s is refined along axis %d, where its slices are %.3g mm apart, and stays as it is along axis %d, where they "
+            "are %.3g mm apart; slice_axis says which axis is refined.",
+            *(name, slice_axis, spacing[slice_axis], int(np.argmax(spacing)), max(spacing)),
+        )
     below, above = _check_extension(extend)
     fine_affine, shape = refine_grid(affine, values.shape, slice_axis, factor=factor, extend=(below, above))
     if isinstance(volume, np.ndarray | torch.Tensor):
@@ -230,7 +241,10 @@ def _open(volume: VolumeInput, processor: VolumeProcessor) -> tuple[np.ndarray, 
 def _read_slice(given: Any, name: str, processor: VolumeProcessor, slice_axis: int) -> tuple[np.ndarray, str | None]:
     """A slice and the unit that its image names."""
     if isinstance(given, str | Path | nib.spatialimages.SpatialImage):
-        image = load_volume(given)
+        try:
+            image = load_volume(given)
+        except ValueError as error:
+            raise ValueError(f"{name}: {error}") from error
         values, affine = turn_volume(np.asarray(image.dataobj), image.affine, processor.orientation)
         if values.shape[slice_axis] != 1:
             raise ValueError(
@@ -274,8 +288,19 @@ def _usable_slices(known_indices: Sequence[int] | None, corrupted: Sequence[int]
     return used
 
 
+def _check_finite(values: np.ndarray, used: Sequence[int], name: str, slice_axis: int) -> None:
+    """Raise ValueError if a slice that is used is not finite, as those are that a user marks as missing."""
+    broken = [str(number) for number in used if not np.isfinite(np.take(values, number, slice_axis)).all()]
+    if broken:
+        few = ", ".join(broken[:10]) + (" and more" if len(broken) > 10 else "")
+        raise ValueError(
+            f"{name} holds NaN or infinite voxels in the slices {few}; name such slices in corrupted, which makes them anew, "
+            "or replace the voxels with numbers."
+        )
+
+
 def _check_extension(extend: Sequence[int] | None) -> tuple[int, int]:
-    numbers = (0, 0) if extend is None else tuple(extend) if isinstance(extend, Sequence) else (extend,)
+    numbers = (0, 0) if extend is None else tuple(extend) if isinstance(extend, Sequence | np.ndarray) else (extend,)
     if len(numbers) != 2 or any(not _is_count(number, least=0) for number in numbers):
         raise ValueError(f"extend is {extend!r}; give two whole numbers of at least 0, slices below and slices above.")
     return int(numbers[0]), int(numbers[1])
@@ -305,7 +330,7 @@ def _find_size(size: Sequence[int] | None, processor: VolumeProcessor) -> tuple[
     size = processor.size if size is None else size
     if size is None:
         raise ValueError("This model has no grid of its own and no volume gives one; pass size=(x, y, z).")
-    if not isinstance(size, Sequence) or len(size) != 3 or not all(map(_is_count, size)):
+    if not isinstance(size, Sequence | np.ndarray) or len(size) != 3 or not all(map(_is_count, size)):
         raise ValueError(f"size is {size!r}; give three whole numbers (x, y, z) of at least 1.")
     return int(size[0]), int(size[1]), int(size[2])
 

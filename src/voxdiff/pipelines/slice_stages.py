@@ -56,7 +56,7 @@ def plan_stages(
         stage_size: Most targets of a stage.
         context_size: Most context of a stage.
         first_stage_size: Most slices of the first stage, fewer where `max_slices` leaves no room beside its context, or of
-            the comb; None is `stage_size`, for the comb `max_slices`.
+            the comb; None is `stage_size`, for the comb `max_slices`. Without effect where known slices need no comb.
         max_slices: Most slices of a stage, targets and context: what the network was trained with (τ_max).
 
     Raises:
