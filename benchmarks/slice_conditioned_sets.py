@@ -134,7 +134,7 @@ def measure_set(volumes: Sequence[torch.Tensor], reference: Reference, seams: Se
             num_blocks=blocks,
         )
         row[f"fid_{plane}"] = _interval(fid)
-    return row | _measure_ends(volumes, reference) | _measure_jumps(volumes, reference, seams)
+    return row | _measure_ends(volumes, reference) | measure_jumps(volumes, reference, seams)
 
 
 def similarity_settings(shape: Sequence[int]) -> MSSSIMSettings:
@@ -154,7 +154,8 @@ def _measure_ends(volumes: Sequence[torch.Tensor], reference: Reference) -> Row:
     return row
 
 
-def _measure_jumps(volumes: Sequence[torch.Tensor], reference: Reference, seams: Sequence[int]) -> Row:
+def measure_jumps(volumes: Sequence[torch.Tensor], reference: Reference, seams: Sequence[int]) -> Row:
+    """Mean :func:`slice_jumps` over the real ones: of all neighbours, within stages, and at the seams."""
     jumps = np.array([slice_jumps(volume, reference.axis) for volume in volumes])
     at_seam = np.isin(np.arange(jumps.shape[1]), list(seams))
     places = {"jump": np.ones_like(at_seam)}

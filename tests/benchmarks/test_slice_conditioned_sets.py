@@ -1,6 +1,15 @@
+import numpy as np
 import pytest
 import torch
-from slice_conditioned_sets import count_work, head_ends, seam_places, similarity_settings, slice_jumps
+from slice_conditioned_sets import (
+    Reference,
+    count_work,
+    head_ends,
+    measure_jumps,
+    seam_places,
+    similarity_settings,
+    slice_jumps,
+)
 
 from voxdiff.metrics.similarity import ms_ssim
 from voxdiff.pipelines.slice_stages import plan_stages
@@ -24,6 +33,16 @@ def test_jumps_are_between_neighbouring_slices():
     volume = torch.arange(4.0).square().expand(1, 2, 3, 4)
     assert slice_jumps(volume, 2).tolist() == [1, 3, 5]
     assert slice_jumps(volume, 0).tolist() == [0]
+
+
+def test_jumps_are_counted_for_all_neighbours_and_at_the_seams():
+    steps = torch.tensor([0.0, 1, 2, 5, 6]).expand(1, 2, 2, 5)
+    reference = Reference([], 2, {}, [], np.ones(4))
+    row = measure_jumps([steps, steps], reference, seams=[2])
+    assert {name: found["mean"] for name, found in row.items()} == {"jump": 1.5, "stage_jump": 1, "seam_jump": 3}
+    assert {name: found["mean"] for name, found in measure_jumps([steps, steps], reference, ()).items()} == {
+        "jump": 1.5
+    }
 
 
 def test_work_and_seams_of_the_papers_scheme():
