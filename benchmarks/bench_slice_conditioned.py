@@ -89,7 +89,7 @@ def parse_arguments() -> argparse.Namespace:
     args = parser.parse_args()
     if args.volumes < 4 or args.cases < 2 or args.samples < 4 or (args.long_steps and args.long_volumes < 4):
         parser.error("--volumes, --long-volumes and --samples must be at least 4, --cases at least 2")
-    if args.long_volumes > args.volumes:
+    if args.long_steps and args.long_volumes > args.volumes:
         parser.error("--long-volumes must not exceed --volumes: the same seeds with few steps are measured beside them")
     if any(factor < 2 for factor in args.factors):
         parser.error("--factors must be 2 or more")
@@ -181,10 +181,8 @@ def run_factor(
 
 def write_findings(result: dict[str, Any], args: argparse.Namespace) -> None:
     path = write_result(args.name, result | {"load_average_at_end": environment()["load_average"]}, args.out)
-    about = (
-        f"{args.volumes} volumes a set ({args.long_volumes} of the long sampler). What is measured and how: the docstring "
-        "of `benchmarks/bench_slice_conditioned.py`."
-    )
+    few = f" ({args.long_volumes} of the long sampler)" if args.long_steps else ""
+    about = f"{args.volumes} volumes a set{few}. What is measured and how: the docstring of `benchmarks/{Path(__file__).name}`."
     blocks = ["# Slice-conditioned diffusion on the simulated cohort", about, sets_table(result["sets"])]
     if found := result.get("interpolation"):
         blocks += [f"## Missing slices of {args.cases} subjects, {args.samples} samples", interpolation_table(found)]
