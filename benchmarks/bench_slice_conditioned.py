@@ -182,7 +182,9 @@ def run_factor(
 def write_findings(result: dict[str, Any], args: argparse.Namespace) -> None:
     path = write_result(args.name, result | {"load_average_at_end": environment()["load_average"]}, args.out)
     few = f" ({args.long_volumes} of the long sampler)" if args.long_steps else ""
-    about = f"{args.volumes} volumes a set{few}. What is measured and how: the docstring of `benchmarks/{Path(__file__).name}`."
+    about = (
+        f"{args.volumes} volumes a set{few}. What is measured and how: the docstring of `bench_slice_conditioned.py`."
+    )
     blocks = ["# Slice-conditioned diffusion on the simulated cohort", about, sets_table(result["sets"])]
     if found := result.get("interpolation"):
         blocks += [f"## Missing slices of {args.cases} subjects, {args.samples} samples", interpolation_table(found)]
