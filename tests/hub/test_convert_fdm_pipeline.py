@@ -84,8 +84,20 @@ def test_the_settings_of_the_training_are_read(tmp_path, kind):
     given = {"max_slices": 6, "unet_overrides": {"num_attention_heads": 4}}
     pipe = voxdiff.Pipeline.from_pretrained(convert_fdm_checkpoint(tmp_path / "weights.pt", tmp_path / "own", **given))
     assert (pipe.config.max_slices, pipe.unet.config.num_attention_heads) == (6, 4)
-    torch.save({"state_dict": load("cdpm_unet")[1], "config": {"diffusion_steps": 500}}, tmp_path / "weights.pt")
-    with pytest.raises(ValueError, match="trained with 500 steps of the schedule 'linear'; only 1000 of"):
+
+
+@pytest.mark.parametrize(
+    ("config", "reason"),
+    [
+        ({"diffusion_steps": 500}, "trained with 500 steps of the schedule 'linear'; only 1000 of"),
+        ({"max_frames": 1}, "config has max_frames=1; give a value such as FDM's 20"),
+        ({"num_heads": None}, "config has num_heads=None; give a value such as FDM's 4"),
+        ([1], "The settings 'config' of .* cannot be read; save them as a dict"),
+    ],
+)
+def test_settings_that_cannot_be_followed_are_one_sentence(tmp_path, config, reason):
+    torch.save({"state_dict": load("cdpm_unet")[1], "config": config}, tmp_path / "weights.pt")
+    with pytest.raises(ValueError, match=reason):
         convert_fdm_checkpoint(tmp_path / "weights.pt", tmp_path / "other")
     assert not (tmp_path / "other").exists()
 

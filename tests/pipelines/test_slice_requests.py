@@ -51,7 +51,7 @@ def test_voxels_that_are_not_used_may_be_nan(tmp_path):
     for volume in (broken, torch.from_numpy(broken), tmp_path / "broken.nii"):
         assert torch.equal(read(volume=volume, corrupted=[3]).clean, read(volume=values, corrupted=[3]).clean)
         with pytest.raises(
-            ValueError, match=r"The volume .*NaN or infinite voxels in the slices 3; name such slices in cor"
+            ValueError, match=r"The volume .*NaN or infinite voxels in the slices 3 .*, or name such slices in cor"
         ):
             read(volume=volume, corrupted=[2])
 
@@ -68,6 +68,9 @@ def test_thick_slices_along_another_axis_are_warned_of(caplog):
 def test_counts_may_be_arrays():
     assert read(volume=make_volume(), extend=np.array([1, 1])).depth == 8
     assert read(known_slices={0: PLANE}, size=np.array([8, 8, 3])).depth == 3
+    for arguments in ({"extend": np.array(1), "volume": make_volume()}, {"size": np.array(8)}):
+        with pytest.raises(ValueError, match=r"is array\(.\); give (two|three) whole numbers"):
+            read(**arguments)
 
 
 def test_bfloat16_is_read_as_it_is():

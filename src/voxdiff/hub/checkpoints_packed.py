@@ -56,12 +56,22 @@ class InertUnpickler(pickle.Unpickler):
 
 
 def read_packed_settings(path: str | Path, entry: str) -> dict[str, Any]:
-    """Reads the settings under one entry of an official checkpoint, a mapping or an object's attributes; else none."""
+    """Reads the settings under one entry of an official checkpoint: a mapping, or an object's attributes.
+
+    Raises:
+        ValueError: The entry is there, and is neither.
+    """
     path = Path(path)
     content = None if path.suffix == ".safetensors" else _load_inert(path)
     found = content.get(entry) if isinstance(content, Mapping) else None
-    found = found.state if isinstance(found, Inert) else found
-    return {str(key): value for key, value in found.items()} if isinstance(found, Mapping) else {}
+    if found is None:
+        return {}
+    settings = found.state if isinstance(found, Inert) else found
+    if not isinstance(settings, Mapping):
+        raise ValueError(
+            f"The settings {entry!r} of {str(path)!r} cannot be read; save them as a dict of plain values."
+        )
+    return {str(key): value for key, value in settings.items()}
 
 
 def read_packed_checkpoint(path: str | Path, entry: str) -> dict[str, torch.Tensor]:

@@ -68,7 +68,7 @@ def convert_fdm_checkpoint(
     out_dir, checkpoint_path = Path(out_dir), Path(checkpoint_path)
     require_free(out_dir)
     tensors = read_packed_checkpoint(checkpoint_path, "state_dict")
-    settings = {**PUBLISHED, **read_packed_settings(checkpoint_path, "config")}
+    settings = _read_settings(checkpoint_path)
     unet: Any = FDM.build("fdm", tensors, {"num_attention_heads": settings["num_heads"], **(unet_overrides or {})})
     slices = settings["max_frames"] if max_slices is None else max_slices
     pipeline = SliceConditionedPipeline(
@@ -85,6 +85,16 @@ def convert_fdm_checkpoint(
         write_pipeline_file(folder, type(pipeline).__name__)
         (folder / "README.md").write_text(_card(checkpoint_path, processor), encoding="utf-8")
     return out_dir
+
+
+def _read_settings(path: Path) -> dict[str, Any]:
+    settings = {**PUBLISHED, **read_packed_settings(path, "config")}
+    for name, usual in PUBLISHED.items():
+        if type(settings[name]) is not type(usual) or (name == "max_frames" and settings[name] < 2):
+            raise ValueError(
+                f"The checkpoint's config has {name}={settings[name]!r}; give a value such as FDM's {usual!r}."
+            )
+    return settings
 
 
 def _diffusion(settings: Mapping[str, Any]) -> dict[str, str]:

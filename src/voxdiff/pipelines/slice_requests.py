@@ -151,7 +151,7 @@ def place_volume(
     if factor > 1 and max(spacing) > _THICKER * spacing[slice_axis]:
         logger.warning(
             "%s is refined along axis %d, where its slices are %.3g mm apart, and stays as it is along axis %d, where they "
-            "are %.3g mm apart; slice_axis says which axis is refined.",
+            "are %.3g mm apart; to refine those, pass slice_axis to a model that was trained along it.",
             *(name, slice_axis, spacing[slice_axis], int(np.argmax(spacing)), max(spacing)),
         )
     below, above = _check_extension(extend)
@@ -243,8 +243,8 @@ def _read_slice(given: Any, name: str, processor: VolumeProcessor, slice_axis: i
     if isinstance(given, str | Path | nib.spatialimages.SpatialImage):
         try:
             image = load_volume(given)
-        except ValueError as error:
-            raise ValueError(f"{name}: {error}") from error
+        except (FileNotFoundError, ValueError) as error:
+            raise type(error)(f"{name}: {error}") from error
         values, affine = turn_volume(np.asarray(image.dataobj), image.affine, processor.orientation)
         if values.shape[slice_axis] != 1:
             raise ValueError(
@@ -293,14 +293,15 @@ def _check_finite(values: np.ndarray, used: Sequence[int], name: str, slice_axis
     broken = [str(number) for number in used if not np.isfinite(np.take(values, number, slice_axis)).all()]
     if broken:
         few = ", ".join(broken[:10]) + (" and more" if len(broken) > 10 else "")
+        anew = "" if len(broken) == len(used) else ", or name such slices in corrupted, which makes them anew"
         raise ValueError(
-            f"{name} holds NaN or infinite voxels in the slices {few}; name such slices in corrupted, which makes them anew, "
-            "or replace the voxels with numbers."
+            f"{name} holds NaN or infinite voxels in the slices {few} (in the model's orientation, from 0); replace them with"
+            f" numbers{anew}."
         )
 
 
 def _check_extension(extend: Sequence[int] | None) -> tuple[int, int]:
-    numbers = (0, 0) if extend is None else tuple(extend) if isinstance(extend, Sequence | np.ndarray) else (extend,)
+    numbers = (0, 0) if extend is None else tuple(extend) if _is_row(extend) else (extend,)
     if len(numbers) != 2 or any(not _is_count(number, least=0) for number in numbers):
         raise ValueError(f"extend is {extend!r}; give two whole numbers of at least 0, slices below and slices above.")
     return int(numbers[0]), int(numbers[1])
@@ -330,9 +331,13 @@ def _find_size(size: Sequence[int] | None, processor: VolumeProcessor) -> tuple[
     size = processor.size if size is None else size
     if size is None:
         raise ValueError("This model has no grid of its own and no volume gives one; pass size=(x, y, z).")
-    if not isinstance(size, Sequence | np.ndarray) or len(size) != 3 or not all(map(_is_count, size)):
+    if not _is_row(size) or len(size) != 3 or not all(map(_is_count, size)):
         raise ValueError(f"size is {size!r}; give three whole numbers (x, y, z) of at least 1.")
     return int(size[0]), int(size[1]), int(size[2])
+
+
+def _is_row(values: Any) -> bool:
+    return isinstance(values, Sequence) or (isinstance(values, np.ndarray) and values.ndim == 1)
 
 
 def _is_count(number: Any, least: int = 1) -> bool:
