@@ -65,6 +65,11 @@ def test_thick_slices_along_another_axis_are_warned_of(caplog):
     assert "refined along axis 2, where its slices are 1 mm apart, and stays as it is along axis 0" in record.message
 
 
+def test_a_known_slice_whose_file_is_missing_is_named(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"Known slice 2: There is no file '.*missing.nii'; give the path"):
+        read(known_slices={2: tmp_path / "missing.nii"})
+
+
 def test_counts_may_be_arrays():
     assert read(volume=make_volume(), extend=np.array([1, 1])).depth == 8
     assert read(known_slices={0: PLANE}, size=np.array([8, 8, 3])).depth == 3

@@ -243,8 +243,10 @@ def _read_slice(given: Any, name: str, processor: VolumeProcessor, slice_axis: i
     if isinstance(given, str | Path | nib.spatialimages.SpatialImage):
         try:
             image = load_volume(given)
-        except (FileNotFoundError, ValueError) as error:
-            raise type(error)(f"{name}: {error}") from error
+        except FileNotFoundError as error:
+            raise FileNotFoundError(f"{name}: {error}") from error
+        except ValueError as error:
+            raise ValueError(f"{name}: {error}") from error
         values, affine = turn_volume(np.asarray(image.dataobj), image.affine, processor.orientation)
         if values.shape[slice_axis] != 1:
             raise ValueError(
@@ -294,10 +296,8 @@ def _check_finite(values: np.ndarray, used: Sequence[int], name: str, slice_axis
     if broken:
         few = ", ".join(broken[:10]) + (" and more" if len(broken) > 10 else "")
         anew = "" if len(broken) == len(used) else ", or name such slices in corrupted, which makes them anew"
-        raise ValueError(
-            f"{name} holds NaN or infinite voxels in the slices {few} (in the model's orientation, from 0); replace them with"
-            f" numbers{anew}."
-        )
+        where = f"in the slices {few} (in the model's orientation, from 0)"
+        raise ValueError(f"{name} holds NaN or infinite voxels {where}; replace them with numbers{anew}.")
 
 
 def _check_extension(extend: Sequence[int] | None) -> tuple[int, int]:
