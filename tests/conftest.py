@@ -57,3 +57,11 @@ def translation_pipe():
 @pytest.fixture(autouse=True)
 def _seeded():
     torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True)
+def _same_threads():
+    """A benchmark sets its number of threads for the whole process, and sums differ in the last bit with it."""
+    threads = torch.get_num_threads()
+    yield
+    torch.set_num_threads(threads)
