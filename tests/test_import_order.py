@@ -11,6 +11,7 @@ import voxdiff
 
 SOURCE = Path(voxdiff.__file__).parent
 FILES = {"wavelets", "volumes", "volume_files", "volume_grids", "volume_intensities", "volume_dicom", "shipped"}
+FILES |= {"small_convolutions"}
 LINES = [
     FILES,
     {"models", "schedulers", "physics", "data", "metrics"},

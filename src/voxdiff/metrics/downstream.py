@@ -5,7 +5,6 @@ augmentation, the last step kept. Their scores compare training sets with each o
 """
 
 import contextlib
-import functools
 import importlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -15,12 +14,13 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from voxdiff.small_convolutions import small_convolutions_in_float32
+
 DTYPES = ("float32", "bfloat16")
 _UNET_CHANNELS = (12, 24, 48, 96)
 _RESNET_CHANNELS = (8, 16, 32, 64)
 _GRID_MULTIPLE = 2 ** (len(_UNET_CHANNELS) - 1)
 _SMALLEST_GRID = 2 * _GRID_MULTIPLE  # a single voxel at the coarsest level cannot be normalised
-_SMALL = 2  # voxels a side
 _LABELLED_PATCHES = 0.5
 _WEIGHT_DECAY = 1e-2
 
@@ -199,7 +199,7 @@ def _fit(
     optimizer = torch.optim.AdamW(network.parameters(), settings.learning_rate, weight_decay=_WEIGHT_DECAY)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, settings.steps)
     for images, targets in batches:
-        with _autocast(settings), _small_convolutions_in_float32(network):
+        with _autocast(settings), small_convolutions_in_float32(network):
             outputs = network(_on_device(images, settings))
         value = loss(outputs.float(), targets.to(settings.device))
         optimizer.zero_grad()
@@ -259,30 +259,6 @@ def _on_device(images: torch.Tensor, settings: TrainingSettings) -> torch.Tensor
 def _autocast(settings: TrainingSettings) -> torch.autocast:
     device_type = torch.device(settings.device).type
     return torch.autocast(device_type, dtype=torch.bfloat16, enabled=settings.dtype == "bfloat16")
-
-
-@contextlib.contextmanager
-def _small_convolutions_in_float32(network: nn.Module) -> Iterator[None]:
-    """Run convolutions of inputs with a side of one or two voxels in 32 bit on a CPU.
-
-    On processors with AVX-512 BF16 and no AMX, the 16-bit gradient of their weights is that of memory which is not theirs
-    (torch 2.13).
-    """
-    convolutions = [module for module in network.modules() if isinstance(module, nn.Conv3d | nn.ConvTranspose3d)]
-    for convolution in convolutions:
-        convolution.forward = functools.partial(_convolve, convolution.forward)  # type: ignore[method-assign]
-    try:
-        yield
-    finally:
-        for convolution in convolutions:
-            del convolution.forward
-
-
-def _convolve(forward: Callable[[torch.Tensor], torch.Tensor], images: torch.Tensor) -> torch.Tensor:
-    if images.device.type != "cpu" or min(images.shape[2:]) > _SMALL:
-        return forward(images)
-    with torch.autocast("cpu", enabled=False):
-        return forward(images.float())
 
 
 @contextlib.contextmanager

@@ -15,6 +15,7 @@ from diffusers.optimization import get_scheduler
 from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
+from voxdiff.small_convolutions import small_convolutions_in_float32
 from voxdiff.training.adversary import AdversarialObjective, Adversary
 from voxdiff.training.arguments import TrainingArguments
 from voxdiff.training.batches import GlobalBatchSampler, KeyedDataset, SampleNoise, collate
@@ -121,7 +122,8 @@ class Trainer:
         started, first = time.perf_counter(), step
 
         while step < args.max_train_steps:
-            losses.append(self._optimise(loader))
+            with small_convolutions_in_float32(*self._trained):
+                losses.append(self._optimise(loader))
             step += 1
             if self.ema is not None:
                 self.ema.update(self.network, step)
@@ -165,6 +167,10 @@ class Trainer:
                     self.lr_scheduler.step()
                 losses.append(torch.stack([loss.detach(), *self._terms.values()]))
         return torch.stack(losses).mean(0)
+
+    @property
+    def _trained(self) -> list[nn.Module]:
+        return [self.network, self.adversary.network] if self.adversary else [self.network]
 
     @property
     def _terms(self) -> dict[str, torch.Tensor]:
