@@ -161,6 +161,13 @@ def test_no_slice_stays_empty(shared, scheme, axis):
     assert (spread[0] == 0) == (scheme == "anchored")
 
 
+def test_another_axis_than_the_trained_one_is_warned_of(shared, caplog):
+    sample(shared, slice_axis=2)
+    assert not caplog.records
+    sample(shared, slice_axis=0)
+    assert "slice_axis is 0, but the network has only seen slices along axis 2" in caplog.text
+
+
 def test_the_anchor_moves_the_first_stage():
     pipe = make_slice_pipeline(make_slice_conditioned_unet())
     free, anchored = (sample(pipe, scheme=scheme, output_type="latent") for scheme in ("autoregressive", "anchored"))

@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
+from diffusers.utils import logging
 
 from voxdiff.models.unet_slice_conditioned import SliceConditionedUNetModel
 from voxdiff.pipelines.base import Generators, VolumePipeline
@@ -18,6 +19,8 @@ from voxdiff.pipelines.stage_batches import batch_stages, cut_context, cut_targe
 from voxdiff.pipelines.window_batches import spread_generators
 from voxdiff.schedulers import constrain_prediction
 from voxdiff.volumes import OutputType, VolumeInput, VolumeProcessor
+
+logger = logging.get_logger(__name__)
 
 
 class SliceConditionedPipeline(VolumePipeline):
@@ -147,8 +150,8 @@ class SliceConditionedPipeline(VolumePipeline):
             factor: How many times denser the slices shall lie: 4 puts three new ones between any two.
             slice_spacing: The same as a spacing in mm.
             size: Grid (x, y, z) where no volume gives it; None is the model's.
-            slice_axis: Along which axis the slices run; None is the one that the network was trained on, which has seen no
-                slices along another.
+            slice_axis: Along which axis the slices run; None is the one that the network was trained on; it has seen no
+                slices along another, of which a warning tells.
             scheme: ``"hierarchical"``, ``"autoregressive"`` or ``"anchored"``; None is the pipeline's, as for the sizes.
             stage_size: Most slices that a stage generates.
             context_size: Most slices that a stage sees.
@@ -206,6 +209,12 @@ class SliceConditionedPipeline(VolumePipeline):
             unit=unit,
             background=background,
         )
+        if request.slice_axis != self.config["slice_axis"]:
+            logger.warning(
+                "slice_axis is %d, but the network has only seen slices along axis %d: look at the result, or use a model "
+                "that was trained along it.",
+                *(request.slice_axis, self.config["slice_axis"]),
+            )
         settings = self._or_own(scheme=scheme, stage_size=stage_size, context_size=context_size)
         settings["first_stage_size"] = first_stage_size
         stages = self.plan(request.depth, request.known, **settings)
