@@ -2,6 +2,7 @@ import pytest
 import torch
 from conftest import make_pipeline
 from torch import nn
+from torch._dynamo.testing import CompileCounter
 from training_runs import make_trainer
 
 from voxdiff.small_convolutions import small_convolutions_in_float32
@@ -76,6 +77,28 @@ def test_training_convolves_so_and_again_in_the_backward_pass(tmp_path, gradient
         assert dtype is (torch.float32 if side <= 2 else torch.bfloat16)
     small = [name for name, side, _ in runs if side <= 2]
     assert small and (len(small) > len(set(small))) == gradient_checkpointing
+
+
+def test_a_compiled_network_is_compiled_once_in_training(tmp_path):
+    pipeline, forwards = make_pipeline(), set()
+    layer = pipeline.unet.conv_in
+    layer.register_forward_hook(lambda module, *_: forwards.add(id(module.forward)))
+    make_trainer(tmp_path, pipeline=pipeline, mixed_precision="bf16", max_train_steps=3).train()
+    assert len(forwards) == 1  # another one each step would be another function to the compiler
+
+    network, counter = make_network(), CompileCounter()
+    compiled = torch.compile(network, backend=counter)
+    with small_convolutions_in_float32(network):
+        for _ in range(3):
+            with torch.autocast("cpu", torch.bfloat16):
+                compiled(torch.rand(1, 1, 4, 4, 4)).float().sum().backward()
+    assert counter.frame_count == 1
+
+
+def test_a_network_on_another_device_stays_as_it_is():
+    network = make_network().to("meta")
+    with small_convolutions_in_float32(network):
+        assert not any("forward" in vars(layer) for layer in network)
 
 
 def fill_memory():

@@ -121,21 +121,21 @@ class Trainer:
         loader = iter(self._loader(step))
         started, first = time.perf_counter(), step
 
-        while step < args.max_train_steps:
-            with small_convolutions_in_float32(*self._trained):
+        with small_convolutions_in_float32(*self._trained):
+            while step < args.max_train_steps:
                 losses.append(self._optimise(loader))
-            step += 1
-            if self.ema is not None:
-                self.ema.update(self.network, step)
-            if step % args.logging_steps == 0 or step == args.max_train_steps:
-                self._log(log, step, losses, (time.perf_counter() - started) / (step - first))
-                losses = []
-            if args.validation_steps and step % args.validation_steps == 0:
-                self._validate(step)
-            if step % args.checkpointing_steps == 0 or step == args.max_train_steps:
-                state = {"step": step, "losses": self._over_processes(losses).tolist(), **self._identity}
-                state["run"] = self.run_config
-                save_checkpoint(accelerator, self.output_dir, state, limit=args.checkpoints_total_limit)
+                step += 1
+                if self.ema is not None:
+                    self.ema.update(self.network, step)
+                if step % args.logging_steps == 0 or step == args.max_train_steps:
+                    self._log(log, step, losses, (time.perf_counter() - started) / (step - first))
+                    losses = []
+                if args.validation_steps and step % args.validation_steps == 0:
+                    self._validate(step)
+                if step % args.checkpointing_steps == 0 or step == args.max_train_steps:
+                    state = {"step": step, "losses": self._over_processes(losses).tolist(), **self._identity}
+                    state["run"] = self.run_config
+                    save_checkpoint(accelerator, self.output_dir, state, limit=args.checkpoints_total_limit)
 
         result = self._holding((self.network if self.ema is None else self.ema.model).eval())
         if accelerator.is_main_process:
