@@ -24,11 +24,28 @@ def run(network, *shape):
 
 def test_only_small_inputs_are_convolved_in_32_bit():
     network = make_network()
-    with small_convolutions_in_float32(network):
+    with small_convolutions_in_float32(network, network):
         assert run(network, 4, 4, 4) == [torch.bfloat16, torch.bfloat16, torch.float32]
         assert run(network, 4, 8, 2) == [torch.float32] * 3
         assert network.double()(torch.rand(1, 1, 2, 2, 2).double()).dtype == torch.float64
     assert run(network.float(), 2, 2, 2) == [torch.bfloat16] * 3
+
+
+def test_inputs_smaller_than_the_kernel_are_small():
+    wide = nn.Sequential(nn.Conv3d(1, 1, (1, 4, 5), padding=(0, 2, 2)))
+    with small_convolutions_in_float32(wide):
+        precisions = [run(wide, *shape)[0] for shape in ((3, 4, 5), (3, 3, 5), (3, 4, 4), (2, 4, 5))]
+    assert precisions == [torch.bfloat16, torch.float32, torch.float32, torch.float32]
+
+
+def test_every_call_of_a_convolution_works():
+    layer, images = nn.ConvTranspose3d(1, 1, 3, stride=2, padding=1), torch.rand(1, 4, 2, 4)
+    expected = layer(images, output_size=(8, 4, 8))
+    with small_convolutions_in_float32(layer), torch.autocast("cpu", torch.bfloat16):
+        torch.testing.assert_close(layer(input=images, output_size=(8, 4, 8)), expected)
+    half = nn.Conv3d(1, 1, 3, padding=1).bfloat16()
+    with small_convolutions_in_float32(half), torch.autocast("cpu", torch.bfloat16):
+        assert half(images).dtype == torch.bfloat16
 
 
 def test_it_is_undone_after_an_error_and_leaves_a_wrapped_module_alone():
@@ -42,14 +59,17 @@ def test_it_is_undone_after_an_error_and_leaves_a_wrapped_module_alone():
 
 
 @pytest.mark.parametrize("transposed", [False, True])
-@pytest.mark.parametrize(("sides", "stride"), [((4, 1), 2), ((1, 1, 1), 2), ((2, 4, 4), 1), ((2, 2, 8), 1)])
-def test_gradients_do_not_depend_on_what_memory_held(sides, stride, transposed):
+@pytest.mark.parametrize(
+    ("sides", "kernel", "stride"),
+    [((4, 1), 3, 2), ((1, 1, 1), 3, 2), ((2, 4, 4), 3, 1), ((2, 2, 8), 3, 1), ((3, 3, 3), 4, 1), ((4, 4, 4), 5, 1)],
+)
+def test_gradients_do_not_depend_on_what_memory_held(sides, kernel, stride, transposed):
     kind = {2: (nn.Conv2d, nn.ConvTranspose2d), 3: (nn.Conv3d, nn.ConvTranspose3d)}[len(sides)][transposed]
     images = torch.rand(2, 48, *sides)
 
     def gradient(dtype):
         torch.manual_seed(1)
-        layer = kind(48, 48, 3, stride=stride, padding=1)
+        layer = kind(48, 48, kernel, stride=stride, padding=kernel // 2)
         with (
             torch.autocast("cpu", torch.bfloat16, enabled=dtype is torch.bfloat16),
             small_convolutions_in_float32(layer),

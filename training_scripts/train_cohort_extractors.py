@@ -26,6 +26,7 @@ from torch import nn
 
 from voxdiff.data.cohort import CohortDataset
 from voxdiff.metrics.extractors.cohort import NAMES, CohortEncoder
+from voxdiff.small_convolutions import small_convolutions_in_float32
 from voxdiff.volumes import atomic_path
 
 SIZE = 64
@@ -209,7 +210,7 @@ def objective(
     images, classes, targets = (item.to(accelerator.device) for item in batch)
     if images.ndim == 5:
         images = images.contiguous(memory_format=torch.channels_last_3d)
-    with accelerator.autocast():
+    with accelerator.autocast(), small_convolutions_in_float32(model):
         features, logits = model["encoder"](images)
         predicted = model["regressor"](features)
     cross_entropy = F.cross_entropy(logits.float(), classes, label_smoothing=0.05)

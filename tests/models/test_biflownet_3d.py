@@ -146,10 +146,10 @@ def test_compiles_without_graph_breaks(intra_patch):
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("intra_patch", ["dit", "unet", None])
-def test_half_precision_stays_close(intra_patch, dtype):
+def test_half_precision_stays_close(intra_patch, dtype, caplog):
     model = make_biflownet(intra_patch=intra_patch)
     reference = predict(model, make_sample(8, 8, 8))
-    logging.getLogger("diffusers").setLevel(logging.ERROR)
+    caplog.set_level(logging.ERROR, "diffusers")
     result = predict(model.to(dtype), make_sample(8, 8, 8).to(dtype))
     assert result.dtype == dtype
     assert (result.float() - reference).abs().max() < 0.05 * reference.abs().max()

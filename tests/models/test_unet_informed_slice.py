@@ -194,10 +194,10 @@ def test_compiles_without_graph_breaks():
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_half_precision_stays_close(dtype):
+def test_half_precision_stays_close(dtype, caplog):
     model, sample, known = make_model(known_slice_indicator=True), make_sample(), torch.tensor([[1, 0, 0, 0, 0]])
     reference = predict(model, sample, known=known)
-    logging.getLogger("diffusers").setLevel(logging.ERROR)
+    caplog.set_level(logging.ERROR, "diffusers")
     result = predict(model.to(dtype), sample.to(dtype), known=known)
     assert result.dtype == dtype
     assert (result.float() - reference).abs().max() < 0.05 * reference.abs().max()

@@ -281,11 +281,11 @@ def test_compiles_without_graph_breaks(options):
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_half_precision_stays_close(dtype):
+def test_half_precision_stays_close(dtype, caplog):
     model, slices = make_slice_conditioned_unet(position_embedding="relative+absolute", masked_norm=True), make_slices()
     valid = torch.tensor([[1, 1, 1, 1, 1, 0]] * 2)
     reference = predict(model, slices, valid=valid)
-    logging.getLogger("diffusers").setLevel(logging.ERROR)
+    caplog.set_level(logging.ERROR, "diffusers")
     for name in ("sample", "known_slices"):
         slices[name] = slices[name].to(dtype)
     result = predict(model.to(dtype), slices, valid=valid)

@@ -1,5 +1,6 @@
 import inspect
 import json
+import logging
 
 import nibabel as nib
 import numpy as np
@@ -380,7 +381,8 @@ def test_provenance_names_the_conditions(guided):
     }
 
 
-def test_a_reloaded_pipeline_gives_the_same_volumes(guided, tmp_path, caplog):
+def test_a_reloaded_pipeline_gives_the_same_volumes(guided, tmp_path, caplog, monkeypatch):
+    monkeypatch.setattr(logging.getLogger("diffusers"), "propagate", True)  # to caplog
     guided.save_pretrained(tmp_path)
     index = json.loads((tmp_path / "model_index.json").read_text())
     assert index["_class_name"] == "PatchVolumeLDMPipeline" and index["classes"] == CLASSES
